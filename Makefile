@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# The front door. What each target does is in lab/.
+
+BASE ?= 6.12
+LAB = python3 -m lab.
+
+# First, so that a bare make explains itself.
+help: ## show this text
+	@sed -n 's/^\([a-z-]*\):.* ## /  make \1\t/p' Makefile | expand -t 20
+	@echo "BASE=6.12 (the default) or BASE=7.3 where it matters; lab/vm --help for more"
+
+run: ## boot a kernel with the series and watch it track writes; PLAIN=1: without the series
+	@$(LAB)demo --base $(BASE) $(if $(PLAIN),--plain)
+
+test: ## everything that CI runs: checks, both bases, the lab itself
+	@$(LAB)test
+
+test-all: ## the whole matrix; hours
+	@$(LAB)test --all
+
+check: ## what can be checked without booting: shellcheck, flake8, pylint, checkpatch, series
+	@$(LAB)check
+
+tree: ## make build/tree/$BASE: the base, then one commit a patch
+	@$(LAB)trees tree $(BASE)
+
+refresh: ## write build/tree/$BASE back to patches/$BASE and the exported files
+	@$(LAB)trees refresh $(BASE)
+
+apply: ## apply the right series to a kernel tree of yours: KDIR=~/linux
+	@$(LAB)trees apply "$(or $(KDIR),$(error say which tree: make apply KDIR=~/linux))"
+
+kernel: ## build the kernel that make run boots
+	@$(LAB)kernel --base $(BASE) $(if $(PLAIN),--plain)
+
+shell: ## an interactive shell in a guest
+	@lab/vm --base $(BASE) $(if $(PLAIN),--plain) --shell
+
+clean: ## remove everything that was made or downloaded
+	rm -rf build
+
+.PHONY: help run test test-all check tree refresh apply kernel shell clean

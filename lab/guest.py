@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest boots with: a busybox initramfs, and a disk to write on."""
+
+import shlex
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from lab import packages
+from lab.util import BUILD, ROOT, LabError, locked, output, step
+
+GUEST = BUILD / "guest"
+INIT = ROOT / "lab/guest/init"
+SCRATCH_SIZE = "1G"     # sparse, so it costs what is written
+
+
+def _archive(folder, cpio):
+    """Write the directory FOLDER as the newc archive CPIO, all owned by root."""
+    Path(folder).chmod(0o755)       # it becomes the guest's root directory
+    files = output(["find", ".", "-print0"], cwd=folder)
+    aside = cpio.with_suffix(".new")
+    output(["cpio", "-o", "-0", "-H", "newc", "-R", "+0:+0", "--quiet",
+            "-F", aside.resolve()], cwd=folder, input=files)
+    aside.rename(cpio)
+
+
+def _base():
+    """The part of the initramfs that is the same for all guests."""
+    cpio = GUEST / "base.cpio"
+    if cpio.exists() and cpio.stat().st_mtime > INIT.stat().st_mtime:
+        return cpio
+    found = packages.download("busybox-static", arch="arm64")
+    if not found:
+        raise LabError("the archive does not offer busybox-static for arm64")
+    with step("making the guest's initramfs"), \
+            tempfile.TemporaryDirectory(dir=GUEST) as scratch:
+        packages.extract(found[0], ["./bin/busybox"], scratch)
+        shutil.copy(INIT, Path(scratch, "init"))
+        _archive(scratch, cpio)
+    return cpio
+
+
+def scratch_disk():
+    """An empty ext4 file system for the guest to mount; boots use it as a snapshot."""
+    GUEST.mkdir(parents=True, exist_ok=True)
+    disk = GUEST / "scratch.ext4"
+    with locked("guest"):
+        if not disk.exists():
+            aside = GUEST / ".scratch.new"
+            output(["truncate", "-s", SCRATCH_SIZE, aside])
+            output(["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", "mke2fs", "-q", "-t", "ext4",
+                    "-F", aside])
+            aside.rename(disk)
+    return disk
+
+
+def initramfs(to, command=None, files=()):
+    """Write to the file TO an initramfs that runs COMMAND, or a shell if it is None.
+
+    COMMAND is a list whose first element is a program on the host, copied to
+    /root. FILES are pairs of a host path (file or directory) and a guest path.
+    """
+    GUEST.mkdir(parents=True, exist_ok=True)
+    with locked("guest"):
+        base = _base()
+    with tempfile.TemporaryDirectory(dir=GUEST) as scratch:
+        top = Path(scratch)
+        if command:
+            program = Path(command[0])
+            _check_program(program)
+            files = [*files, (program, f"/root/{program.name}")]
+        for host, guest in files:
+            _copy(Path(host), top / guest.lstrip("/"))
+        if command:
+            run = top / "lab/run"
+            run.parent.mkdir()
+            (top / "root" / program.name).chmod(0o755)
+            run.write_text("#!/bin/sh\nexec "
+                           + shlex.join([f"/root/{program.name}", *command[1:]]) + "\n",
+                           encoding="utf-8")
+            run.chmod(0o755)
+        extra = to.with_suffix(".extra")
+        _archive(top, extra)
+        with open(to, "wb") as out:
+            for part in (base, extra):
+                out.write(part.read_bytes())
+        extra.unlink()
+
+
+def _check_program(path):
+    """LabError unless the file PATH is something that an arm64 guest can run."""
+    if not path.is_file():
+        raise LabError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        head = file.read(20)
+    if head[:4] == b"\x7fELF" and head[18:20] != b"\xb7\0":      # e_machine: EM_AARCH64
+        raise LabError(f"{path}: not an arm64 executable")
+
+
+def _copy(host, to):
+    """Copy the file or directory HOST to the path TO; LabError if there is none."""
+    if not host.exists():
+        raise LabError(f"{host}: no such file or directory")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if host.is_dir():
+        shutil.copytree(host, to, dirs_exist_ok=True, symlinks=True)
+    elif stat.S_ISREG(host.stat().st_mode):
+        shutil.copy(host, to)
+    else:
+        raise LabError(f"{host}: neither a file nor a directory")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernels: configured from the fragments in configs/ and built out of tree."""
+
+import os
+from dataclasses import dataclass
+
+from lab import packages, trees
+from lab.util import (BUILD, ROOT, LabError, Parser, locked, main, output, relative,
+                      run_logged, say, sha256, step, write_if_changed)
+
+CONFIGS = ROOT / "configs"
+KERNELS = BUILD / "kernel"
+PAGES = ("4k", "16k", "64k")
+MAKE = ("make", "ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-")
+# Nothing of the machine or the day in the image, so that ccache finds it again.
+REPRODUCIBLE = {
+    "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+    "KBUILD_BUILD_USER": "lab",
+    "KBUILD_BUILD_HOST": "lab",
+    "CCACHE_DEPEND": "1",
+    "CCACHE_NOHASHDIR": "1",
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Which kernel to build: base, page size, options; plain is without the series."""
+
+    base: str
+    page: str = "4k"
+    soft_dirty: bool = True
+    debug: bool = False
+    plain: bool = False
+
+    def __post_init__(self):
+        if self.page not in PAGES:
+            raise LabError(f"unknown page size {self.page!r}; there are {', '.join(PAGES)}")
+
+    def __str__(self):
+        kind = "plain" if self.plain else "soft-dirty" if self.soft_dirty else "off"
+        return "-".join([self.base, self.page, kind] + ["debug"] * self.debug)
+
+    @property
+    def out(self):
+        """The directory that it is built in."""
+        return KERNELS / str(self)
+
+    @property
+    def image(self):
+        """The bootable image."""
+        return self.out / "arch/arm64/boot/Image"
+
+    def fragments(self):
+        """The configuration fragments, in the order in which they apply."""
+        names = ["base", f"base-{self.base}", f"page-{self.page}"]
+        if not self.plain:
+            names.append(f"soft-dirty-{'on' if self.soft_dirty else 'off'}")
+        if self.debug:
+            names.append("debug")
+        paths = [CONFIGS / f"{name}.config" for name in names]
+        # Only what a single base needs is optional.
+        return [path for path in paths if path.exists() or path.stem != f"base-{self.base}"]
+
+    def tree(self):
+        """The source tree, made if need be."""
+        return (trees.make_plain if self.plain else trees.make)(self.base)
+
+
+def _configure(kernel, tree):
+    """Write the .config; LabError if Kconfig drops something that a fragment asks for."""
+    wanted = "".join(path.read_text(encoding="utf-8") for path in kernel.fragments())
+    allconfig = kernel.out / "lab.config"
+    write_if_changed(allconfig, wanted)
+    run_logged([*MAKE, "-C", tree, f"O={kernel.out.resolve()}",
+                f"KCONFIG_ALLCONFIG={allconfig.resolve()}", "allnoconfig"], f"config-{kernel}")
+    got = set((kernel.out / ".config").read_text(encoding="utf-8").splitlines())
+    for path in kernel.fragments():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith(("CONFIG_", "# CONFIG_")) and line not in got \
+                    and not _off_by_absence(line, got):
+                raise LabError(f"{relative(path)} asks for {line!r}, which Kconfig dropped "
+                               f"for {kernel}; see {relative(kernel.out / '.config')}")
+
+
+def _off_by_absence(line, got):
+    """Whether LINE asks for an option to be off, and it does not appear at all."""
+    if not line.startswith("# "):
+        return False
+    option = line.split()[1]
+    return not any(other.startswith((f"{option}=", f"# {option} ")) for other in got)
+
+
+def build(kernel):
+    """Build KERNEL unless its image is up to date, and return the image's path."""
+    packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
+    tree = kernel.tree()
+    with locked(f"kernel-{kernel}"):
+        stamp = kernel.out / "lab.stamp"
+        state = sha256(trees.state(tree), *kernel.fragments(),
+                       output(["aarch64-linux-gnu-gcc", "--version"])) + "\n"
+        if kernel.image.exists() and stamp.exists() \
+                and stamp.read_text(encoding="utf-8") == state:
+            return kernel.image
+        with step(f"building kernel {kernel} ({trees.source_version(kernel.base)})"):
+            kernel.out.mkdir(parents=True, exist_ok=True)
+            stamp.unlink(missing_ok=True)
+            _configure(kernel, tree)
+            run_logged([*MAKE, "-C", tree, f"O={kernel.out.resolve()}", f"-j{os.cpu_count()}",
+                        "CC=ccache aarch64-linux-gnu-gcc", "Image"], f"kernel-{kernel}",
+                       env={**os.environ, **REPRODUCIBLE})
+            stamp.write_text(state, encoding="utf-8")
+    return kernel.image
+
+
+def arguments(parser):
+    """Add the options that choose a kernel to the argument parser PARSER."""
+    parser.add_argument("--base", required=True, metavar="BASE",
+                        help="the base kernel, a file of bases/")
+    parser.add_argument("--page", choices=PAGES, default="4k", help="the page size")
+    parser.add_argument("--soft-dirty", choices=("on", "off"), default="on",
+                        help="CONFIG_MEM_SOFT_DIRTY")
+    parser.add_argument("--plain", action="store_true",
+                        help="the base as it is, without the series")
+    parser.add_argument("--debug", action="store_true",
+                        help="DEBUG_VM, page table checks, lockdep, ...")
+
+
+def from_arguments(args):
+    """The kernel that the parsed options ARGS choose."""
+    return Kernel(args.base, args.page, args.soft_dirty == "on", args.debug, args.plain)
+
+
+def cli():
+    """Command line: build one kernel and print its path."""
+    parser = Parser(prog="lab.kernel", description=__doc__.splitlines()[0])
+    arguments(parser)
+    image = build(from_arguments(parser.parse_args()))
+    say(f"{relative(image)}: {image.stat().st_size / 1e6:.1f} MB")
+    print(image)
+    return 0
+
+
+if __name__ == "__main__":
+    main(cli)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Machines that QEMU emulates, and one run of a guest on them.
+
+A run has three channels: the console, which is logged whole and searched for
+splats; the output of the program, passed on as it comes; and its status.
+"""
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab import guest
+from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, relative, say, show, tail
+
+EXIT_SPLAT = 122        # the kernel complained, whatever the program returned
+EXIT_DIED = 123         # the guest ended without reporting a status
+
+# How a kernel begins to say that something is wrong with it. Lockdep and RCU
+# reports begin with "WARNING: " too.
+SPLAT = re.compile(
+    r"(?:^|\] )(?:"
+    r"WARNING: |BUG: |(?:rcu: )?INFO: (?:task |rcu|trying to register|inconsistent)"
+    r"|[kK]ernel BUG at |Kernel panic|Internal error: |Unable to handle kernel |Oops"
+    r"|SError Interrupt|Bad page |(?:list_add|list_del) corruption|watchdog: BUG|UBSAN: "
+    r"|\S+ bad p(?:te|md|ud|4d|gd) |\S+ (?:Bad|Unused) swap )")
+
+
+class Machine:
+    """A machine: which QEMU, and its part of the command line."""
+
+    binary = ""
+    console = ""        # the kernel's name of the console
+
+    def __init__(self, cpu, smp=None, mem="1G", icount=False):
+        if icount and smp not in (None, 1):
+            raise LabError("--icount counts the instructions of one CPU: --smp 1")
+        self.cpu = cpu
+        self.smp = smp or (1 if icount else 2)
+        self.mem = mem
+        self.icount = icount
+
+    def options(self):
+        """The options that describe the machine itself."""
+        raise NotImplementedError
+
+    def command(self, image, initrd, append):
+        """The whole command but for the channels."""
+        return [self.binary, *self.options(), "-smp", str(self.smp), "-m", self.mem,
+                *(["-icount", "shift=0"] if self.icount else []),
+                "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                "-kernel", str(image), "-initrd", str(initrd), "-append",
+                f"console={self.console} panic=-1 oops=panic {append}".strip()]
+
+
+class VirtArm64(Machine):
+    """QEMU's virt board with an arm64 CPU."""
+
+    binary = "qemu-system-aarch64"
+    console = "ttyAMA0"
+
+    def options(self):
+        machine, cpu = "virt,gic-version=3", self.cpu
+        if cpu == "max":
+            machine += ",mte=on"
+            cpu += ",pauth-impdef=on"       # the architected algorithm is slow to emulate
+        return ["-machine", machine, "-cpu", cpu]
+
+
+@dataclass
+class Result:
+    """How a run ended. The status is the program's, or one of the EXIT_ values."""
+
+    status: int
+    output: str
+    console: Path
+    command: str
+    splats: list = field(default_factory=list)
+
+
+def splats(text):
+    """The lines of the console log TEXT that report a defect, as (line number, line)."""
+    return [(number, line) for number, line in enumerate(text.splitlines())
+            if SPLAT.search(line)]
+
+
+def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False):
+    """Boot KERNEL's image on MACHINE, run COMMAND in it, and return the Result.
+
+    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host.
+    The program's output goes to standard output, or with QUIET only to the
+    result; what the lab has to say of the run goes to standard error.
+    """
+    logs = LOGS / "guest"
+    logs.mkdir(parents=True, exist_ok=True)
+    label = f"{kernel}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}"
+    console = _unused(logs / f"{label}.log")
+    disk = guest.scratch_disk()
+    with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
+        initrd, status = Path(scratch, "initrd"), Path(scratch, "status")
+        guest.initramfs(initrd, command, files)
+        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk),
+                "-serial", f"file:{console}",
+                "-device", "virtio-serial-device",
+                "-chardev", "file,id=output,path=/dev/fd/1",
+                "-device", "virtconsole,chardev=output",
+                "-chardev", f"file,id=status,path={status}",
+                "-device", "virtserialport,chardev=status,name=lab.status"]
+        say(show(argv))
+        text, ended = _follow(argv, timeout, quiet)
+        reported = status.read_text(encoding="utf-8").strip() if status.exists() else ""
+    log = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
+    result = Result(EXIT_DIED, text, console, show(argv), splats(log))
+    if ended == "timeout":
+        result.status = EXIT_TIMEOUT
+    elif reported:
+        result.status = int(reported)
+    if result.splats and ended != "timeout":
+        result.status = EXIT_SPLAT
+    _explain(result, ended, log, timeout)
+    return result
+
+
+def _unused(path):
+    """PATH, or a variant of it that no file has."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    candidate.touch()
+    return candidate
+
+
+def _follow(argv, timeout, quiet):
+    """Run QEMU, pass its standard output on, and return that and how it ended.
+
+    The second value is "timeout", "exit", or a phrase for any other end.
+    """
+    with child(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as proc:
+        text, complaints, in_time = _pump(proc, time.monotonic() + timeout, quiet)
+        if in_time:
+            proc.wait()
+    if not in_time:
+        return text, "timeout"
+    if proc.returncode < 0:
+        return text, f"QEMU was killed by {signal.Signals(-proc.returncode).name}"
+    if proc.returncode > 0:
+        raise LabError(f"QEMU: {(complaints.strip().splitlines() or ['no message'])[-1]}")
+    return text, "exit"
+
+
+def _pump(proc, deadline, quiet):
+    """Read the standard output and error of PROC to their ends, or until DEADLINE.
+
+    Returns both as text, and whether they ended before the deadline.
+    """
+    read = {proc.stdout: b"", proc.stderr: b""}
+    left = 1
+    with selectors.DefaultSelector() as selector:
+        for pipe in read:
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map() and left > 0:
+            left = deadline - time.monotonic()
+            for key, _ in selector.select(max(0, min(left, 1))):
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                read[key.fileobj] += data
+                if key.fileobj is proc.stdout and not quiet:
+                    sys.stdout.buffer.write(data)
+                    sys.stdout.flush()
+    return *(data.decode("utf-8", "replace") for data in read.values()), left > 0
+
+
+def shell(machine, kernel, files=(), append=""):
+    """Boot KERNEL on MACHINE with a shell on the terminal, and return QEMU's status."""
+    disk = guest.scratch_disk()
+    with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
+        initrd = Path(scratch, "initrd")
+        guest.initramfs(initrd, files=files)
+        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk),
+                "-serial", "mon:stdio"]
+        say(show(argv))
+        say("leave with 'exit', or kill the guest with Ctrl-A X")
+        return subprocess.run(argv, check=False).returncode
+
+
+def _disk(path):
+    """QEMU's options for the guest's scratch disk."""
+    return ["-drive", f"if=none,id=scratch,format=raw,file={path},snapshot=on",
+            "-device", "virtio-blk-device,drive=scratch"]
+
+
+def _explain(result, ended, log, timeout):
+    """Say on standard error what went wrong in a run, if anything did."""
+    place = f"whole console: {relative(result.console)}"
+    if result.splats:
+        first = result.splats[0][0]
+        excerpt = "\n".join(log.splitlines()[first:first + 40])
+        print(excerpt, file=sys.stderr)
+        say(f"the kernel complained, {len(result.splats)} lines; {place}")
+    if ended == "timeout":
+        print(tail(result.console, 15), file=sys.stderr)
+        say(f"no end after {timeout}s: killed; {place}")
+    elif result.status == EXIT_DIED:
+        print(tail(result.console, 15), file=sys.stderr)
+        why = "it ended without reporting a status" if ended == "exit" else ended
+        say(f"the guest died: {why}; {place}")
+    elif not result.splats:
+        say(f"status {result.status}; {place}")
