@@ -94,7 +94,7 @@ def run_boot(boot, tests):
     try:
         # A huge page takes 32 MB with 16K pages, 512 MB with 64K pages.
         mem = "8G" if boot.kernel.page == "64k" else "4G"
-        result = qemu.run(qemu.VirtArm64(boot.cpu, mem=mem), boot.kernel,
+        result = qemu.run(qemu.VirtArm64(boot.cpu, smp=4, mem=mem, nodes=2), boot.kernel,
                           [DRIVER, str(TEST_LIMIT), *tests], files, APPEND, BOOT_LIMIT,
                           quiet=True)
     except (LabError, OSError) as err:

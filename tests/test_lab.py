@@ -85,6 +85,12 @@ class BadInput(unittest.TestCase):
         self.refused(run("lab/vm", "--base", base_at_hand(), "--icount", "--smp", "2",
                          "--", "/bin/true"), "--icount")
 
+    def test_nodes(self):
+        """--nodes with fewer CPUs than nodes is refused, or with memory that has no unit"""
+        self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "3", "--", "x"), "--nodes 3")
+        self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "2", "--mem", "1024",
+                         "--", "x"), "'1024'")
+
     def test_missing_tool(self):
         """a missing tool that cannot be installed is named by its package"""
         with tempfile.TemporaryDirectory() as folder:
@@ -291,6 +297,14 @@ class Guests(unittest.TestCase):
         self.assertIn(f"package = linux-source-{self.base}", proc.stdout)
         self.assertIn("all there", proc.stdout)
         self.assertIn("qemu-system-aarch64 -machine virt", proc.stdout)
+
+    def test_nodes(self):
+        """with --nodes, the guest's memory and CPUs are spread over as many NUMA nodes"""
+        proc = self.guest("""
+            cd /sys/devices/system/node && cat online node1/cpulist node1/meminfo
+            """, "--smp", "4", "--nodes", "2", "--mem", "2G")
+        self.assertIn("0-1\n2-3\n", proc.stdout)
+        self.assertRegex(proc.stdout, r"Node 1 MemTotal: +\d{6,7} kB")
 
     def provoke(self, what, message):
         """The kernel, provoked to WHAT by LKDTM, shows MESSAGE and fails the run."""
