@@ -13,6 +13,7 @@ import unittest
 from pathlib import Path
 
 from lab import bases, ktap, qemu, trees
+from lab.kernel import Kernel
 from lab.test import judge_plain
 from lab.util import BUILD, EXIT_LAB, EXIT_TIMEOUT, ROOT, BaseGone, LabError
 
@@ -110,6 +111,25 @@ class BadInput(unittest.TestCase):
                              "--soft-dirty", "off", cwd=copy),
                          "base.config", "CONFIG_NO_SUCH_OPTION=y")
             shutil.rmtree(BUILD / f"kernel/{base}-16k-off")
+
+
+class Kernels(unittest.TestCase):
+    """What kernels are called, and what they are configured from."""
+
+    def test_names(self):
+        """a kernel's name has its choices, and nothing for what it leaves to the base"""
+        for kernel, name in ((Kernel("7.3", debug=True), "7.3-4k-soft-dirty-debug"),
+                             (Kernel("6.12", "16k", plain=True), "6.12-16k-plain"),
+                             (Kernel("7.3", va=39, kasan=True),
+                              "7.3-4k-va39-soft-dirty-kasan")):
+            self.assertEqual(str(kernel), name)
+
+    def test_fragments(self):
+        """each choice adds its fragment"""
+        chosen = Kernel("7.3", "64k", soft_dirty=False, debug=True, va=52, kasan=True)
+        self.assertEqual([path.stem for path in chosen.fragments()],
+                         ["base", "base-7.3", "page-64k", "va-52", "soft-dirty-off", "debug",
+                          "kasan"])
 
 
 class Copy(tempfile.TemporaryDirectory):
