@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import guest
-from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, relative, say, show, tail
+from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, output, relative, say, show, tail
 
 EXIT_SPLAT = 122        # the kernel complained, whatever the program returned
 EXIT_DIED = 123         # the guest ended without reporting a status
@@ -65,6 +65,10 @@ class Machine:
         """The options that describe the machine itself."""
         raise NotImplementedError
 
+    def version(self):
+        """Which QEMU this is, in its own words."""
+        return output([self.binary, "--version"]).splitlines()[0]
+
     def command(self, image, initrd, append):
         """The whole command but for the channels."""
         return [self.binary, *self.options(), "-smp", str(self.smp), *self.memory,
@@ -97,6 +101,7 @@ class Result:
     console: Path
     command: str
     splats: list = field(default_factory=list)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
 
 def splats(text):
