@@ -25,19 +25,21 @@ def _archive(folder, cpio):
     aside.rename(cpio)
 
 
-def _base():
+def base():
     """The part of the initramfs that is the same for all guests."""
+    GUEST.mkdir(parents=True, exist_ok=True)
     cpio = GUEST / "base.cpio"
-    if cpio.exists() and cpio.stat().st_mtime > INIT.stat().st_mtime:
-        return cpio
-    found = packages.download("busybox-static", arch="arm64")
-    if not found:
-        raise LabError("the archive does not offer busybox-static for arm64")
-    with step("making the guest's initramfs"), \
-            tempfile.TemporaryDirectory(dir=GUEST) as scratch:
-        packages.extract(found[0], ["./bin/busybox"], scratch)
-        shutil.copy(INIT, Path(scratch, "init"))
-        _archive(scratch, cpio)
+    with locked("guest"):
+        if cpio.exists() and cpio.stat().st_mtime > INIT.stat().st_mtime:
+            return cpio
+        found = packages.download("busybox-static", arch="arm64")
+        if not found:
+            raise LabError("the archive does not offer busybox-static for arm64")
+        with step("making the guest's initramfs"), \
+                tempfile.TemporaryDirectory(dir=GUEST) as scratch:
+            packages.extract(found[0], ["./bin/busybox"], scratch)
+            shutil.copy(INIT, Path(scratch, "init"))
+            _archive(scratch, cpio)
     return cpio
 
 
@@ -61,9 +63,7 @@ def initramfs(to, command=None, files=()):
     COMMAND is a list whose first element is a program on the host, copied to
     /root. FILES are pairs of a host path (file or directory) and a guest path.
     """
-    GUEST.mkdir(parents=True, exist_ok=True)
-    with locked("guest"):
-        base = _base()
+    common = base()
     with tempfile.TemporaryDirectory(dir=GUEST) as scratch:
         top = Path(scratch)
         if command:
@@ -83,7 +83,7 @@ def initramfs(to, command=None, files=()):
         extra = to.with_suffix(".extra")
         _archive(top, extra)
         with open(to, "wb") as out:
-            for part in (base, extra):
+            for part in (common, extra):
                 out.write(part.read_bytes())
         extra.unlink()
 

@@ -11,6 +11,7 @@ from lab.util import (BUILD, ROOT, LabError, Parser, locked, main, output, relat
 CONFIGS = ROOT / "configs"
 KERNELS = BUILD / "kernel"
 PAGES = ("4k", "16k", "64k")
+VA_BITS = (39, 48, 52)
 MAKE = ("make", "ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-")
 # Nothing of the machine or the day in the image, so that ccache finds it again.
 REPRODUCIBLE = {
@@ -24,13 +25,18 @@ REPRODUCIBLE = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """Which kernel to build: base, page size, options; plain is without the series."""
+    """Which kernel to build: base, page size, options; plain is without the series.
+
+    va is the size of the address space in bits; None leaves it to the base's default.
+    """
 
     base: str
     page: str = "4k"
     soft_dirty: bool = True
     debug: bool = False
     plain: bool = False
+    va: int | None = None
+    kasan: bool = False
 
     def __post_init__(self):
         if self.page not in PAGES:
@@ -38,7 +44,8 @@ class Kernel:
 
     def __str__(self):
         kind = "plain" if self.plain else "soft-dirty" if self.soft_dirty else "off"
-        return "-".join([self.base, self.page, kind] + ["debug"] * self.debug)
+        return "-".join([self.base, self.page] + [f"va{self.va}"] * bool(self.va) + [kind]
+                        + ["debug"] * self.debug + ["kasan"] * self.kasan)
 
     @property
     def out(self):
@@ -53,10 +60,14 @@ class Kernel:
     def fragments(self):
         """The configuration fragments, in the order in which they apply."""
         names = ["base", f"base-{self.base}", f"page-{self.page}"]
+        if self.va:
+            names.append(f"va-{self.va}")
         if not self.plain:
             names.append(f"soft-dirty-{'on' if self.soft_dirty else 'off'}")
         if self.debug:
             names.append("debug")
+        if self.kasan:
+            names.append("kasan")
         paths = [CONFIGS / f"{name}.config" for name in names]
         # Only what a single base needs is optional.
         return [path for path in paths if path.exists() or path.stem != f"base-{self.base}"]
@@ -117,17 +128,21 @@ def arguments(parser):
     parser.add_argument("--base", required=True, metavar="BASE",
                         help="the base kernel, a file of bases/")
     parser.add_argument("--page", choices=PAGES, default="4k", help="the page size")
+    parser.add_argument("--va", type=int, choices=VA_BITS,
+                        help="bits of virtual address; 39 with 4k pages only")
     parser.add_argument("--soft-dirty", choices=("on", "off"), default="on",
                         help="CONFIG_MEM_SOFT_DIRTY")
     parser.add_argument("--plain", action="store_true",
                         help="the base as it is, without the series")
     parser.add_argument("--debug", action="store_true",
                         help="DEBUG_VM, page table checks, lockdep, ...")
+    parser.add_argument("--kasan", action="store_true", help="the address sanitizer")
 
 
 def from_arguments(args):
     """The kernel that the parsed options ARGS choose."""
-    return Kernel(args.base, args.page, args.soft_dirty == "on", args.debug, args.plain)
+    return Kernel(args.base, args.page, args.soft_dirty == "on", args.debug, args.plain,
+                  args.va, args.kasan)
 
 
 def cli():

@@ -58,6 +58,8 @@ class Test:
         """The KTAP lines of this test as number NUMBER of its parent."""
         pad = "    " * depth
         name = self.name.replace("#", "")
+        for line in self.log:
+            yield f"{pad}# | {line}"
         if self.tests:
             inner = pad + "    "
             yield f"{inner}KTAP version 1"
@@ -65,9 +67,6 @@ class Test:
             yield f"{inner}1..{len(self.tests)}"
             for index, test in enumerate(self.tests, 1):
                 yield from test.lines(index, depth + 1)
-        else:
-            for line in self.log:
-                yield f"{pad}# | {line}"
         skip = f" # SKIP {self.skip}" if self.skip and self.passed else ""
         yield f"{pad}{'ok' if self.ok() else 'not ok'} {number} {name}{skip}"
 

@@ -4,7 +4,8 @@
 Tools are installed with the system's apt. Everything else (kernel source, arm64
 packages) is downloaded through an apt configuration of the lab's own under
 build/apt, which takes the mirror from the system's and adds the suites that the
-bases name. The system's configuration is never changed.
+bases name. The system's configuration is never changed. Whoever wants a package of
+another suite that may go away gets a configuration for it alone, build/apt-SUITE.
 """
 
 import json
@@ -17,8 +18,6 @@ from pathlib import Path
 from lab.util import (BUILD, ROOT, LabError, locked, output, run_logged, say, step,
                       write_if_changed)
 
-APT = BUILD / "apt"
-ANSWERS = APT / "answers.json"
 DOWNLOADS = BUILD / "download"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LISTS_MAX_AGE = 12 * 3600       # seconds after which package lists are fetched again
@@ -124,24 +123,31 @@ def _extra_suites():
                    if line.startswith("suite")})
 
 
-def _private_apt():
-    """Set up build/apt with fresh lists; the environment to use it."""
-    sources = APT / "sources.list"
-    conf = APT / "apt.conf"
+def _folder(suite):
+    """The directory of the lab's apt configuration, or of the one for SUITE."""
+    return BUILD / (f"apt-{suite}" if suite else "apt")
+
+
+def _private_apt(suite):
+    """Set up the configuration for SUITE (or None) with fresh lists; the environment to use it."""
+    apt = _folder(suite)
+    sources = apt / "sources.list"
+    conf = apt / "apt.conf"
     for sub in ("lists/partial", "cache/archives/partial"):
-        (APT / sub).mkdir(parents=True, exist_ok=True)
+        (apt / sub).mkdir(parents=True, exist_ok=True)
     conf.write_text(
         f'Dir::Etc::sourcelist "{sources}";\n'
         'Dir::Etc::sourceparts "-";\n'
-        f'Dir::State::lists "{APT}/lists";\n'
-        f'Dir::Cache "{APT}/cache";\n'
+        f'Dir::State::lists "{apt}/lists";\n'
+        f'Dir::Cache "{apt}/cache";\n'
         'APT::Architectures { "amd64"; "arm64"; };\n'
         'APT::Sandbox::User "root";\n'
         'APT::Update::Error-Mode "any";\n'
-        'Acquire::Languages "none";\n', encoding="utf-8")
+        'Acquire::Languages "none";\n'
+        + (f'APT::Default-Release "{suite}";\n' if suite else ""), encoding="utf-8")
     env = {**os.environ, "APT_CONFIG": str(conf)}
-    stamp = APT / "updated"
-    text = _sources(_extra_suites())
+    stamp = apt / "updated"
+    text = _sources([suite] if suite else _extra_suites())
     fresh = (stamp.exists() and stamp.read_text(encoding="utf-8") == text
              and time.time() - stamp.stat().st_mtime < LISTS_MAX_AGE)
     if not fresh:
@@ -155,37 +161,39 @@ def _private_apt():
             say(f"{err}; going on with the package lists at hand")
             return env
         stamp.write_text(text, encoding="utf-8")
-        ANSWERS.unlink(missing_ok=True)
+        (apt / "answers.json").unlink(missing_ok=True)
     return env
 
 
-def _locate(name):
+def _locate(name, suite):
     """The file name and size in bytes of the newest package NAME, or None.
 
     apt takes seconds to answer, so its answers are kept as long as its lists are.
     """
+    kept, updated = _folder(suite) / "answers.json", _folder(suite) / "updated"
     answers = {}
-    if ANSWERS.exists() and time.time() - (APT / "updated").stat().st_mtime < LISTS_MAX_AGE:
-        answers = json.loads(ANSWERS.read_text(encoding="utf-8"))
+    if kept.exists() and time.time() - updated.stat().st_mtime < LISTS_MAX_AGE:
+        answers = json.loads(kept.read_text(encoding="utf-8"))
     if name not in answers:
-        env = _private_apt()
+        env = _private_apt(suite)
         known = output(["apt-cache", "policy", name], env=env)
         answers[name] = None
         if "Candidate:" in known and "Candidate: (none)" not in known:
             line = output(["apt-get", "download", "--print-uris", name], env=env).split()
             answers[name] = [line[1], int(line[2])]
-        write_if_changed(ANSWERS, json.dumps(answers) + "\n")
+        write_if_changed(kept, json.dumps(answers) + "\n")
     return answers[name]
 
 
-def download(package, arch=None):
+def download(package, arch=None, suite=None):
     """Download the newest PACKAGE (for ARCH) that the system's suites and the bases' offer.
 
-    Returns the path of the .deb and its version, or None if no suite has the package.
+    With SUITE: as SUITE has it, where that has the package. Returns the path of the
+    .deb and its version, or None if no suite has the package.
     """
     name = f"{package}:{arch}" if arch else package
     with locked("apt"):
-        found = _locate(name)
+        found = _locate(name, suite)
         if not found:
             return None
         filename, size = found
@@ -195,10 +203,10 @@ def download(package, arch=None):
             try:
                 with step(f"downloading {filename} ({size / 1e6:.1f} MB)"):
                     run_logged(["apt-get", "download", name], f"download-{package}",
-                               cwd=DOWNLOADS, env=_private_apt())
+                               cwd=DOWNLOADS, env=_private_apt(suite))
             except LabError:
-                ANSWERS.unlink(missing_ok=True)     # a newer one may have replaced it
-                (APT / "updated").unlink(missing_ok=True)
+                for kept in ("answers.json", "updated"):    # a newer one may have replaced it
+                    (_folder(suite) / kept).unlink(missing_ok=True)
                 raise
     return deb, filename.split("_")[1].replace("%3a", ":")
 

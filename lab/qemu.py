@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import guest
-from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, relative, say, show, tail
+from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, output, relative, say, show, tail
 
 EXIT_SPLAT = 122        # the kernel complained, whatever the program returned
 EXIT_DIED = 123         # the guest ended without reporting a status
@@ -38,21 +38,40 @@ class Machine:
     binary = ""
     console = ""        # the kernel's name of the console
 
-    def __init__(self, cpu, smp=None, mem="1G", icount=False):
+    def __init__(self, cpu, smp=None, mem="1G", icount=False, nodes=1):
         if icount and smp not in (None, 1):
             raise LabError("--icount counts the instructions of one CPU: --smp 1")
         self.cpu = cpu
         self.smp = smp or (1 if icount else 2)
-        self.mem = mem
         self.icount = icount
+        self.memory = ["-m", mem] if nodes == 1 else self._nodes(mem, nodes)
+
+    def _nodes(self, mem, nodes):
+        """The options for NODES NUMA nodes that share the memory MEM and the CPUs evenly."""
+        size = re.fullmatch(r"(\d+)([MG])", mem)
+        if not size:
+            raise LabError(f"--nodes divides the memory: --mem in M or G, not {mem!r}")
+        if not 1 <= nodes <= self.smp:
+            raise LabError(f"--nodes {nodes}: each node has a CPU, and there are {self.smp}")
+        share = int(size[1]) * {"M": 1, "G": 1024}[size[2]] // nodes
+        options = ["-m", f"{share * nodes}M"]
+        for node in range(nodes):
+            first, beyond = (self.smp * number // nodes for number in (node, node + 1))
+            options += ["-object", f"memory-backend-ram,id=node{node},size={share}M", "-numa",
+                        f"node,nodeid={node},memdev=node{node},cpus={first}-{beyond - 1}"]
+        return options
 
     def options(self):
         """The options that describe the machine itself."""
         raise NotImplementedError
 
+    def version(self):
+        """Which QEMU this is, in its own words."""
+        return output([self.binary, "--version"]).splitlines()[0]
+
     def command(self, image, initrd, append):
         """The whole command but for the channels."""
-        return [self.binary, *self.options(), "-smp", str(self.smp), "-m", self.mem,
+        return [self.binary, *self.options(), "-smp", str(self.smp), *self.memory,
                 *(["-icount", "shift=0"] if self.icount else []),
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", str(image), "-initrd", str(initrd), "-append",
@@ -82,6 +101,7 @@ class Result:
     console: Path
     command: str
     splats: list = field(default_factory=list)
+    date: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M"))
 
 
 def splats(text):

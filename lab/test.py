@@ -5,75 +5,16 @@ import re
 import sys
 import unittest
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from lab import bases, check, demo, ktap, packages, qemu, selftests, trees
-from lab.kernel import Kernel, build
-from lab.util import BUILD, EXIT_TIMEOUT, ROOT, BaseGone, LabError, Parser, main, say
+from lab import (bases, check, demo, ktap, matrix, newqemu, packages, report, selftests,
+                 trees)
+from lab.boot import COMPLAINT, run_boot
+from lab.kernel import build
+from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, SELFTESTS
+from lab.util import BUILD, ROOT, BaseGone, LabError, Parser, main, say
 
 RESULTS = BUILD / "results"
-DRIVER = ROOT / "tests/mm-selftests.sh"
-MAP = "softdirty-map"
-# The mm selftests that meet soft-dirty or the code around it; each base has some.
-SELFTESTS = ("soft-dirty", "madv_populate", "pagemap_ioctl", "mkdirty", "merge",
-             "guard-regions", "ksm_functional_tests", "split_huge_page_test",
-             "uffd-wp-mremap")
-LEAD_TEST = "soft-dirty"            # the lead's also runs on the other bases
-# What make test leaves to make test-all, by base and page size; the README says why.
-LEFT_OUT = {
-    ("6.12", "4k"): ("split_huge_page_test",),
-    ("7.3", "16k"): ("split_huge_page_test",),
-    ("7.3", "64k"): ("split_huge_page_test", "pagemap_ioctl", "uffd-wp-mremap"),
-}
-COMPLAINT = "no complaint of the kernel"
-TEST_LIMIT = 900                    # seconds of the guest for one selftest
-BOOT_LIMIT = 2400                   # seconds of the host for all of a boot
-VALIDATED = ("PTE soft dirty", "PTE swap soft dirty", "PMD soft dirty", "PMD swap soft dirty")
-# Debug messages onto the console, and those of debug_vm_pgtable among them.
-APPEND = 'loglevel=8 dyndbg="file mm/debug_vm_pgtable.c +p"'
-
-
-@dataclass(frozen=True)
-class Boot:
-    """One guest of the matrix: a kernel on a CPU."""
-
-    kernel: Kernel
-    cpu: str
-
-    def __str__(self):
-        return f"{self.kernel} {self.cpu}"
-
-    def plain(self):
-        """The same without the series: the yardstick."""
-        return Boot(Kernel(self.kernel.base, self.kernel.page, debug=self.kernel.debug,
-                           plain=True), self.cpu)
-
-
-def matrix(everything):
-    """The boots of make test, or with EVERYTHING those of make test-all."""
-    def boots(base, page, *cpus, debug=True):
-        return [Boot(Kernel(base, page, debug=debug), cpu) for cpu in cpus]
-
-    chosen = [*boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max"),
-              *boots("6.12", "4k", "cortex-a57", "neoverse-n1"),
-              *boots("7.3", "16k", "neoverse-n1"),
-              *boots("7.3", "64k", "neoverse-n1")]
-    plain = [boot.plain() for boot in chosen
-             if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"]
-    if everything:
-        chosen += [*boots("6.12", "4k", "max"),
-                   *boots("6.12", "16k", "neoverse-n1"), *boots("6.12", "64k", "neoverse-n1"),
-                   *boots("7.3", "16k", "max"), *boots("7.3", "64k", "max", "cortex-a57"),
-                   *boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max", debug=False),
-                   *boots("6.12", "4k", "cortex-a57", "neoverse-n1", "max", debug=False)]
-        plain = [boot.plain() for boot in chosen]
-        chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1")
-                   for base in bases.names()]
-    by_kernel = {}
-    for boot in chosen + plain:
-        by_kernel.setdefault(boot.kernel, []).append(boot)
-    return by_kernel
 
 
 def programs(base):
@@ -84,70 +25,6 @@ def programs(base):
     found = {MAP: demo.build()}
     found.update({name: folder / name for name in names})
     return found
-
-
-def run_boot(boot, tests):
-    """Run TESTS (name: path) in a guest, and return the test made of them."""
-    say(f"boot {boot}")
-    top = ktap.Test(str(boot))
-    files = [(path, f"/root/mm/{name}") for name, path in tests.items()]
-    try:
-        # A huge page takes 32 MB with 16K pages, 512 MB with 64K pages.
-        mem = "8G" if boot.kernel.page == "64k" else "4G"
-        result = qemu.run(qemu.VirtArm64(boot.cpu, mem=mem), boot.kernel,
-                          [DRIVER, str(TEST_LIMIT), *tests], files, APPEND, BOOT_LIMIT,
-                          quiet=True)
-    except (LabError, OSError) as err:
-        top.fail("boots", str(err))
-        return top
-    log = result.console.read_text(encoding="utf-8", errors="replace")
-    if boot.kernel.debug and not boot.kernel.plain:
-        top.tests.append(_validated(log))
-    for name in tests:
-        top.tests.append(_selftest(name, result.output))
-    _blame(top, log)
-    if result.status == EXIT_TIMEOUT:
-        top.fail("ends in time", f"killed after {BOOT_LIMIT}s; console: {result.console}")
-    elif result.status not in (0, qemu.EXIT_SPLAT):
-        top.fail("the guest runs to its end", f"status {result.status}; "
-                 f"console: {result.console}", f"again: {result.command}")
-    passed, failed, skipped = top.counts()
-    say(f"boot {boot}: {passed} passed, {failed} failed, {skipped} skipped")
-    return top
-
-
-def _selftest(name, output):
-    """The test NAME out of what the driver printed."""
-    found = re.search(rf"^lab: begin {re.escape(name)}\n(.*?)^lab: end {re.escape(name)} (\d+)$",
-                      output, re.S | re.M)
-    if not found:
-        return ktap.Test(name, passed=False, log=["it did not run, or did not end"])
-    text, status = found[1], int(found[2])
-    if name != MAP:
-        return ktap.from_tap(name, text, status)
-    if status == demo.UNSUPPORTED:
-        return ktap.Test(name, skip="soft-dirty is not supported by this kernel")
-    return ktap.Test(name, passed=status == 0, log=text.splitlines())
-
-
-def _validated(log):
-    """Whether debug_vm_pgtable checked the soft-dirty helpers; that it complained is a splat."""
-    missing = [what for what in VALIDATED if f"Validating {what}" not in log]
-    return ktap.Test("debug_vm_pgtable validates soft-dirty", passed=not missing,
-                     log=[f"did not run: {what}" for what in missing])
-
-
-def _blame(top, log):
-    """Fail each test of TOP during which the kernel complained in its LOG."""
-    lines = log.splitlines()
-    for number, line in qemu.splats(log):
-        begins = [text.split("lab: begin ", 1)[1] for text in lines[:number]
-                  if "lab: begin " in text]
-        culprit = next((test for test in top.tests if begins and test.name == begins[-1]), top)
-        if not culprit.tests:       # a leaf: its own verdict becomes the first of two
-            culprit.tests = [ktap.Test("result", culprit.passed, culprit.skip, culprit.log)]
-            culprit.passed, culprit.skip = True, ""
-        culprit.fail(COMPLAINT, line, *lines[number:number + 30])
 
 
 def judge_plain(plain, patched):
@@ -165,7 +42,8 @@ def judge_plain(plain, patched):
     if not trackers:
         top.fail("the programs that look for soft-dirty ran")
     before, after = dict(_paths(plain)), dict(_paths(patched))
-    for name in [name for name in SELFTESTS if name in names and name != LEAD_TEST]:
+    tracking = [test.name for test in trackers]
+    for name in [name for name in SELFTESTS if name in names and name not in tracking]:
         good = [path for path, leaf in before.items() if path.startswith(f"{name}: ")
                 and leaf.passed and not leaf.skip]
         worse = [path for path in good if path not in after or not after[path].passed
@@ -233,30 +111,27 @@ def prepare():
             tests.append(ktap.Test(f"base {base}", skip=str(err)))
         except LabError as err:
             tests.append(ktap.Test(f"base {base}", passed=False, log=[str(err)]))
-    extra = f"{LEAD_TEST}-{bases.LEAD}"
     for base, tools in found.items():
         if base == bases.LEAD:
             continue
         if bases.LEAD in found:
-            tools[extra] = found[bases.LEAD][LEAD_TEST]
+            tools[FROM_LEAD] = found[bases.LEAD][LEAD_TEST]
         else:
-            tests.append(ktap.Test(f"{extra} on {base}", skip=f"no {bases.LEAD} to build it"))
+            tests.append(ktap.Test(f"{FROM_LEAD} on {base}", skip=f"no {bases.LEAD} to build it"))
     return found, tests
 
 
-def run(everything):
-    """Run all of it; returns the tests and the tree whose parser reads them."""
-    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.CHECK_TOOLS},
-                  packages.BUILD_FILES)
-    found, tests = prepare()
-    if not found:
-        raise LabError("no base to test: "
-                       + "; ".join(leaf.skip or leaf.log[0] for leaf in tests))
-    entries, done, running = ktap.allowed_skips(), {}, {}
-    tests.append(check.run(list(found)))
+def boot_all(boots, found, tests, everything):
+    """Build the kernels of BOOTS and boot them; the lab's own tests run meanwhile.
+
+    FOUND has the programs of each base. Adds to TESTS, and returns the test of each boot.
+    """
+    newer = newqemu.path() if everything else None
+    wide = set(matrix.wide())
+    running = {}
     pool = ThreadPoolExecutor(max_workers=2)
     try:
-        for kernel, boots in matrix(everything).items():
+        for kernel, guests in matrix.by_kernel(boots).items():
             if kernel.base not in found:
                 continue
             try:
@@ -264,42 +139,45 @@ def run(everything):
             except LabError as err:
                 tests.append(ktap.Test(f"kernel {kernel}", passed=False, log=[str(err)]))
                 continue
-            left_out = () if everything else LEFT_OUT.get((kernel.base, kernel.page), ())
-            tools = {name: path for name, path in found[kernel.base].items()
-                     if name not in left_out}
-            for boot in boots:
-                running[boot] = pool.submit(run_boot, boot, tools)
+            for boot in guests:
+                tools = {name: found[kernel.base][name] for name in boot.tests
+                         if name in found[kernel.base]}
+                running[boot] = pool.submit(run_boot, boot, tools,
+                                            newer if boot in wide else None, everything)
         tests.append(lab_tests())
-        done = {boot: future.result() for boot, future in running.items()}
+        return {boot: future.result() for boot, future in running.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run(everything):
+    """Run all of it; returns the tests, the tree whose parser reads them, and the wide ones."""
+    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.CHECK_TOOLS},
+                  packages.BUILD_FILES)
+    found, tests = prepare()
+    if not found:
+        raise LabError("no base to test: "
+                       + "; ".join(leaf.skip or leaf.log[0] for leaf in tests))
+    tests.append(check.run(list(found)))
+    narrow, wide = matrix.narrow(everything), matrix.wide() if everything else []
+    done = boot_all(narrow + wide, found, tests, everything)
     for test in tests:
-        ktap.enforce_skips(test.name, test, entries)
-    for boot, test in done.items():
-        patched = next((other for other in done if boot.kernel.plain
+        ktap.enforce_skips(test.name, test, ktap.allowed_skips())
+    for boot in [boot for boot in narrow if boot in done]:
+        patched = next((other for other in narrow if boot.kernel.plain and other in done
                         and not other.kernel.plain and other.plain() == boot), None)
-        if patched:
-            tests.append(judge_plain(test, done[patched]))
-        else:
-            ktap.enforce_skips(str(boot), test, entries)
-            tests.append(test)
-    return tests, trees.make(bases.LEAD if bases.LEAD in found else next(iter(found)))
-
-
-def table(tests):
-    """The results as a table, a line a top-level test."""
-    rows = [("test", "passed", "failed", "skipped")]
-    rows += [(test.name, *map(str, test.counts())) for test in tests]
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(f"{row[0]:{width}}  " + "  ".join(f"{cell:>7}" for cell in row[1:])
-                     for row in rows)
+        tests.append(judge_plain(done[boot], done[patched]) if patched else done[boot])
+    wide = {boot: done[boot] for boot in wide if boot in done}
+    if wide:
+        tests.append(ktap.Test("wide matrix", tests=list(wide.values())))
+    return tests, trees.make(bases.LEAD if bases.LEAD in found else next(iter(found))), wide
 
 
 def cli():
     """Command line: run, write the stream to build/results, print and count."""
     parser = Parser(prog="lab.test", description=__doc__)
     parser.add_argument("--all", action="store_true", help="the whole matrix")
-    tests, tree = run(parser.parse_args().all)
+    tests, tree, wide = run(parser.parse_args().all)
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = ktap.stream(tests)
     (RESULTS / "test.ktap").write_text(text, encoding="utf-8")
@@ -311,7 +189,9 @@ def cli():
         failed += 1
     for base in bases.names():
         print(f"base {base}: {trees.source_version(base)}")
-    print(f"\n{table(tests)}\n")
+    print(f"\n{report.table(tests)}\n")
+    if wide:
+        print(f"wide matrix:\n{report.wide_table(wide)}\n")
     print(f"KTAP: {Path(RESULTS / 'test.ktap').relative_to(ROOT)}")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed or not passed else 0

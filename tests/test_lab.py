@@ -11,8 +11,11 @@ import tempfile
 import textwrap
 import unittest
 from pathlib import Path
+from unittest import mock
 
-from lab import bases, ktap, qemu, trees
+from lab import bases, ktap, matrix, packages, qemu, report, trees
+from lab.boot import run_boot
+from lab.kernel import Kernel
 from lab.test import judge_plain
 from lab.util import BUILD, EXIT_LAB, EXIT_TIMEOUT, ROOT, BaseGone, LabError
 
@@ -85,6 +88,12 @@ class BadInput(unittest.TestCase):
         self.refused(run("lab/vm", "--base", base_at_hand(), "--icount", "--smp", "2",
                          "--", "/bin/true"), "--icount")
 
+    def test_nodes(self):
+        """--nodes with fewer CPUs than nodes is refused, or with memory that has no unit"""
+        self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "3", "--", "x"), "--nodes 3")
+        self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "2", "--mem", "1024",
+                         "--", "x"), "'1024'")
+
     def test_missing_tool(self):
         """a missing tool that cannot be installed is named by its package"""
         with tempfile.TemporaryDirectory() as folder:
@@ -104,6 +113,94 @@ class BadInput(unittest.TestCase):
                              "--soft-dirty", "off", cwd=copy),
                          "base.config", "CONFIG_NO_SUCH_OPTION=y")
             shutil.rmtree(BUILD / f"kernel/{base}-16k-off")
+
+
+class Kernels(unittest.TestCase):
+    """What kernels are called, and what they are configured from."""
+
+    def test_names(self):
+        """a kernel's name has its choices, and nothing for what it leaves to the base"""
+        for kernel, name in ((Kernel("7.3", debug=True), "7.3-4k-soft-dirty-debug"),
+                             (Kernel("6.12", "16k", plain=True), "6.12-16k-plain"),
+                             (Kernel("7.3", va=39, kasan=True),
+                              "7.3-4k-va39-soft-dirty-kasan")):
+            self.assertEqual(str(kernel), name)
+
+    def test_fragments(self):
+        """each choice adds its fragment"""
+        chosen = Kernel("7.3", "64k", soft_dirty=False, debug=True, va=52, kasan=True)
+        self.assertEqual([path.stem for path in chosen.fragments()],
+                         ["base", "base-7.3", "page-64k", "va-52", "soft-dirty-off", "debug",
+                          "kasan"])
+
+
+class Matrix(unittest.TestCase):
+    """Which guests are booted, and which need not be again."""
+
+    def test_wide(self):
+        """the wide matrix has every combination once, and a fragment for each choice"""
+        boots = matrix.wide()
+        self.assertEqual(len(set(boots)), len(boots))
+        self.assertEqual([sum(boot.kernel.base == base for boot in boots)
+                          for base in ("7.3", "6.12")], [7 * 3 * 4, 3 * 3 * 2])
+        for boot in boots:
+            for path in boot.kernel.fragments():
+                self.assertTrue(path.exists(), path)
+
+    def test_left_out(self):
+        """make test leaves out what make test-all runs"""
+        some, everything = [{str(boot): boot.tests for boot in matrix.narrow(choice)}
+                            for choice in (False, True)]
+        boot = "7.3-64k-soft-dirty-debug neoverse-n1"
+        self.assertNotIn("pagemap_ioctl", some[boot])
+        self.assertIn("pagemap_ioctl", everything[boot])
+        self.assertLess(some.keys(), everything.keys())
+
+    def test_table(self):
+        """the table has a cell for each boot, the stored ones marked, and each CPU's features"""
+        done = {boot: ktap.Test(str(boot), log=["QEMU 1", "features: lse"])
+                for boot in matrix.wide()}
+        stored = matrix.Boot(Kernel("7.3", va=39), "max", matrix.WIDE)
+        done[stored].name += " (stored result of some day)"
+        done[stored].fail("x")
+        text = report.wide_table(done)
+        self.assertRegex(text, r"7\.3 +4k +39 +no debugging +1/0/0 +1/0/0 +1/0/0 +0/1/0\*")
+        self.assertRegex(text, r"6\.12 +64k +default +KASAN +1/0/0 +- +- +1/0/0")
+        self.assertIn("max: QEMU 1, features: lse: 30 boots", text)
+
+    def test_resume(self):
+        """a stored result is taken if it is good and nothing that went in has changed"""
+        packages.need(packages.QEMU_TOOLS)
+        boot = matrix.Boot(Kernel("7.3"), "max", (matrix.MAP,))
+        with tempfile.TemporaryDirectory() as name, \
+                mock.patch("lab.kernel.KERNELS", Path(name)), \
+                mock.patch("lab.stored.STORED", Path(name)), \
+                mock.patch("lab.qemu.run") as booted:
+            stamp, program, console = [Path(name, file) for file in
+                                       ("7.3-4k-soft-dirty/lab.stamp", "program", "console")]
+            stamp.parent.mkdir()
+            for path in (stamp, program, console):
+                path.write_text("as it was", encoding="utf-8")
+
+            def boots(status=0, resume=True):
+                """Whether it boots, its program exiting with STATUS if it does."""
+                booted.reset_mock()
+                booted.return_value = qemu.Result(
+                    0, f"lab: begin {matrix.MAP}\nlab: end {matrix.MAP} {status}\n", console, "")
+                test = run_boot(boot, {matrix.MAP: program}, resume=resume)
+                self.assertEqual("stored result of" in test.name, not booted.called)
+                return booted.called
+
+            self.assertTrue(boots(status=1))        # a failure is not taken
+            self.assertTrue(boots())
+            self.assertFalse(boots())
+            self.assertTrue(boots(resume=False))    # nor is anything by make test
+            for path in (program, stamp):
+                path.write_text("changed", encoding="utf-8")
+                self.assertTrue(boots())
+                self.assertFalse(boots())
+            console.write_text("[    1.0] BUG: x", encoding="utf-8")    # judged anew
+            self.assertTrue(boots())
 
 
 class Copy(tempfile.TemporaryDirectory):
@@ -291,6 +388,14 @@ class Guests(unittest.TestCase):
         self.assertIn(f"package = linux-source-{self.base}", proc.stdout)
         self.assertIn("all there", proc.stdout)
         self.assertIn("qemu-system-aarch64 -machine virt", proc.stdout)
+
+    def test_nodes(self):
+        """with --nodes, the guest's memory and CPUs are spread over as many NUMA nodes"""
+        proc = self.guest("""
+            cd /sys/devices/system/node && cat online node1/cpulist node1/meminfo
+            """, "--smp", "4", "--nodes", "2", "--mem", "2G")
+        self.assertIn("0-1\n2-3\n", proc.stdout)
+        self.assertRegex(proc.stdout, r"Node 1 MemTotal: +\d{6,7} kB")
 
     def provoke(self, what, message):
         """The kernel, provoked to WHAT by LKDTM, shows MESSAGE and fails the run."""

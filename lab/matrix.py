@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which guests the tests boot, and which programs run in each."""
+
+from dataclasses import dataclass
+
+from lab import bases
+from lab.kernel import Kernel
+
+MAP = "softdirty-map"
+LEAD_TEST = "soft-dirty"            # the lead's also runs on the other bases, as
+FROM_LEAD = f"{LEAD_TEST}-{bases.LEAD}"
+OWN_TEST = "soft-dirty-arm64"       # the series' own
+# The mm selftests that meet soft-dirty or the code around it; each base has some.
+SELFTESTS = (LEAD_TEST, OWN_TEST, "madv_populate", "pagemap_ioctl", "mkdirty", "merge",
+             "guard-regions", "ksm_functional_tests", "split_huge_page_test",
+             "uffd-wp-mremap")
+ALL = (MAP, *SELFTESTS, FROM_LEAD)
+# What make test leaves to make test-all, by base and page size; the README says why.
+LEFT_OUT = {
+    ("6.12", "4k"): ("split_huge_page_test",),
+    ("7.3", "16k"): ("split_huge_page_test",),
+    ("7.3", "64k"): ("split_huge_page_test", "pagemap_ioctl", "uffd-wp-mremap"),
+}
+
+# The wide matrix: every pair of page size and address size, CPU and kind of kernel.
+WIDE = (MAP, OWN_TEST)
+ADDRESSES = (("4k", 39), ("4k", 48), ("4k", 52), ("16k", 48), ("16k", 52), ("64k", 48),
+             ("64k", 52))
+CPUS = ("cortex-a57", "cortex-a76", "neoverse-n1", "max")
+KINDS = {"no debugging": {}, "debug": {"debug": True}, "KASAN": {"kasan": True}}
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One guest: a kernel on a CPU, and the programs to run, those that its base has."""
+
+    kernel: Kernel
+    cpu: str
+    tests: tuple = ALL
+
+    def __str__(self):
+        return f"{self.kernel} {self.cpu}"
+
+    def plain(self):
+        """The same without the series: the yardstick."""
+        return Boot(Kernel(self.kernel.base, self.kernel.page, debug=self.kernel.debug,
+                           plain=True), self.cpu, self.tests)
+
+
+def kind(kernel):
+    """Which of KINDS the kernel KERNEL is."""
+    return "debug" if kernel.debug else "KASAN" if kernel.kasan else "no debugging"
+
+
+def narrow(everything):
+    """The boots of make test, or with EVERYTHING those of make test-all beside the wide ones."""
+    def boots(base, page, *cpus, debug=True):
+        left_out = () if everything else LEFT_OUT.get((base, page), ())
+        tests = tuple(name for name in ALL if name not in left_out)
+        return [Boot(Kernel(base, page, debug=debug), cpu, tests) for cpu in cpus]
+
+    chosen = [*boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max"),
+              *boots("6.12", "4k", "cortex-a57", "neoverse-n1"),
+              *boots("7.3", "16k", "neoverse-n1"),
+              *boots("7.3", "64k", "neoverse-n1")]
+    plain = [boot.plain() for boot in chosen
+             if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"]
+    if everything:
+        chosen += [*boots("6.12", "4k", "max"),
+                   *boots("6.12", "16k", "neoverse-n1"), *boots("6.12", "64k", "neoverse-n1"),
+                   *boots("7.3", "16k", "max"), *boots("7.3", "64k", "max", "cortex-a57"),
+                   *boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max", debug=False),
+                   *boots("6.12", "4k", "cortex-a57", "neoverse-n1", "max", debug=False)]
+        plain = [boot.plain() for boot in chosen]
+        chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1")
+                   for base in bases.names()]
+    return chosen + plain
+
+
+def wide():
+    """The boots of the wide matrix: all of it on 7.3, each page size on 6.12."""
+    chosen = [Boot(Kernel("7.3", page, va=va, **options), cpu, WIDE)
+              for page, va in ADDRESSES for options in KINDS.values() for cpu in CPUS]
+    chosen += [Boot(Kernel("6.12", page, **options), cpu, WIDE)
+               for page in ("4k", "16k", "64k") for options in KINDS.values()
+               for cpu in (CPUS[0], CPUS[-1])]
+    return chosen
+
+
+def by_kernel(boots):
+    """BOOTS by their kernel, so that each is built once."""
+    found = {}
+    for boot in boots:
+        found.setdefault(boot.kernel, []).append(boot)
+    return found
