@@ -193,6 +193,7 @@ def _build_aside(name, source, patches):
         git(aside, "config", "core.abbrev", "12")
         git(aside, "config", "gc.auto", "0")
         git(aside, "config", "core.compression", "0")     # speed over size
+        _see_new_files(aside)
         git(aside, "add", "-A", "-f")
         dates = {"GIT_AUTHOR_DATE": "@0 +0000", "GIT_COMMITTER_DATE": "@0 +0000"}
         output(["git", "-C", aside, "commit", "-q", "-m", source.version],
@@ -203,6 +204,14 @@ def _build_aside(name, source, patches):
         shutil.rmtree(aside)
         raise
     return aside
+
+
+def _see_new_files(tree):
+    """Take out of .gitignore in TREE the line by which Debian's source ignores all that is new."""
+    ignores = tree / ".gitignore"
+    if ignores.exists():
+        lines = ignores.read_text(encoding="utf-8").splitlines(keepends=True)
+        ignores.write_text("".join(line for line in lines if line != "/*\n"), encoding="utf-8")
 
 
 def make_plain(name):

@@ -1,0 +1,2687 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Soft-dirty page tracking: what a process writes reads soft-dirty after it, and
+ * nothing else does.
+ *
+ * The generic soft-dirty test asks about single pages and one THP. This one asks
+ * about all pages of an area, made of base pages, of mTHPs of each order or of
+ * PMD-mapped THPs, of each kind of memory: on arm64 one page table entry may stand
+ * for sixteen pages, and soft-dirty must tell them apart all the same.
+ *
+ * Each check reads bit 55 of pagemap and PAGE_IS_SOFT_DIRTY of PAGEMAP_SCAN for
+ * all pages of the area and expects that the two agree, that no written page is
+ * missed, and that no other page is reported.
+ */
+
+#define _GNU_SOURCE
+#include "kselftest_harness.h"
+#include <asm-generic/mman.h> /* Force the import of the tools version. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <linux/io_uring.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include "vm_util.h"
+#include "hugepage_settings.h"
+
+#ifndef HWCAP_ATOMICS
+#define HWCAP_ATOMICS	(1 << 8)
+#endif
+#ifndef HWCAP_SVE
+#define HWCAP_SVE	(1 << 22)
+#endif
+#ifndef HWCAP2_MTE
+#define HWCAP2_MTE	(1 << 18)
+#endif
+#ifndef PROT_MTE
+#define PROT_MTE	0x20
+#endif
+#ifndef AT_MINSIGSTKSZ
+#define AT_MINSIGSTKSZ	51
+#endif
+
+/* Seconds: emulators are slow, and more so with a debug kernel. */
+#define TIMEOUT		300
+
+/* Pages of an area of base pages: eight blocks of contiguous PTEs with 4K pages. */
+#define BASE_PAGES	128
+
+/* What is expensive by the page is done with so many pages at most. */
+#define MANY_PAGES	1024
+
+#define FILE_TEMPLATE	"soft-dirty-arm64-XXXXXX"
+
+enum kind {
+	ANON,
+	SHARED_ANON,
+	MEMFD,
+	PRIVATE_FILE,
+	SHARED_FILE,
+};
+
+enum size {
+	BASE,		/* single pages */
+	TABLE,		/* as many single pages as a page table has entries */
+	MTHP,		/* a folio of each order up to that of a PMD, exclusive */
+	PMD,		/* PMD-mapped THPs */
+};
+
+/* What is known of a page of an area. */
+struct page {
+	bool must;		/* written since the last clear_refs */
+	bool may;		/* allowed to read soft-dirty: it shares its unit */
+	bool gone;		/* not mapped any more: not looked at */
+	bool huge;		/* mapped by a PMD when last looked at */
+	unsigned char value;	/* of its byte that the test writes */
+};
+
+struct area {
+	char *mem;		/* the page with index 0, mapped or not */
+	size_t first;		/* the first page that is mapped */
+	size_t nr;		/* the page behind the last one */
+	enum kind kind;
+	enum size size;
+	int fd;			/* of the memory, or -1 */
+	int pagemap;
+	int clear_refs;
+	struct page *pages;
+	uint64_t *entries;	/* of pagemap */
+	uint64_t *categories;	/* of PAGEMAP_SCAN */
+	struct page_region *regions;
+};
+
+/* Settings of the system that tests change. THP has its own, see vm_util. */
+static struct setting {
+	const char *path;
+	char value[32];
+} settings[] = {
+	{ "/proc/sys/kernel/numa_balancing" },
+	{ "/sys/kernel/debug/sched/numa_balancing/scan_delay_ms" },
+	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms" },
+	{ "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms" },
+	{ "/sys/kernel/mm/ksm/pages_to_scan" },
+	{ "/sys/kernel/mm/ksm/run" },
+	{ "/sys/kernel/mm/ksm/sleep_millisecs" },
+	{ "/sys/kernel/mm/ksm/smart_scan" },
+	{ "/sys/kernel/mm/ksm/use_zero_pages" },
+	{ "/proc/sys/vm/nr_hugepages" },
+};
+
+static struct thp_settings thp_settings;	/* as found */
+static bool have_thp;
+
+/* Swap space as found. */
+static struct swap_space {
+	char path[128];
+	int priority;
+} swaps[8];
+
+/* The value of the file PATH as a string without its newline; false without one. */
+static bool get_setting(const char *path, char *value, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t len;
+
+	if (fd < 0)
+		return false;
+	len = read(fd, value, size - 1);
+	close(fd);
+	if (len <= 0)
+		return false;
+	value[len] = '\0';
+	value[strcspn(value, "\n")] = '\0';
+	return true;
+}
+
+static bool set_setting(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY);
+	bool done;
+
+	if (fd < 0)
+		return false;
+	done = write(fd, value, strlen(value)) == (ssize_t)strlen(value);
+	close(fd);
+	return done;
+}
+
+static long get_number(const char *path)
+{
+	char value[32];
+
+	return get_setting(path, value, sizeof(value)) ? atol(value) : -1;
+}
+
+static void save_swaps(void)
+{
+	FILE *file = fopen("/proc/swaps", "r");
+	char line[256];
+
+	for (size_t i = 0; file && fgets(line, sizeof(line), file);)
+		if (i < ARRAY_SIZE(swaps) &&
+		    sscanf(line, "/%126s %*s %*d %*d %d", swaps[i].path + 1,
+			   &swaps[i].priority) == 2)
+			swaps[i++].path[0] = '/';
+	if (file)
+		fclose(file);
+}
+
+/* So that what is swapped goes to the swap space of the test, and nowhere else. */
+static void stop_swaps(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(swaps) && swaps[i].path[0]; i++)
+		swapoff(swaps[i].path);
+}
+
+static void start_swaps(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(swaps) && swaps[i].path[0]; i++)
+		swapon(swaps[i].path, swaps[i].priority < 0 ? 0 :
+		       SWAP_FLAG_PREFER | swaps[i].priority);
+}
+
+static void save_settings(void)
+{
+	save_swaps();
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
+		if (!get_setting(settings[i].path, settings[i].value,
+				 sizeof(settings[i].value)))
+			settings[i].value[0] = '\0';
+	have_thp = !access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK);
+	if (have_thp) {
+		thp_save_settings();
+		thp_read_settings(&thp_settings);
+	}
+}
+
+static void restore_settings(void)
+{
+	char value[32];
+
+	start_swaps();
+	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
+		if (settings[i].value[0] &&
+		    get_setting(settings[i].path, value, sizeof(value)) &&
+		    strcmp(value, settings[i].value))
+			set_setting(settings[i].path, settings[i].value);
+	if (have_thp)
+		thp_restore_settings();
+}
+
+static size_t pmd_pages(void)
+{
+	return have_thp ? read_pmd_pagesize() / psize() : 0;
+}
+
+/* Let only memory that asks for it have huge pages, and only those of ORDERS. */
+static void allow_orders(unsigned long orders)
+{
+	struct thp_settings new = thp_settings;
+
+	if (!have_thp)
+		return;
+	new.thp_enabled = THP_MADVISE;
+	new.thp_defrag = THP_DEFRAG_MADVISE;
+	new.shmem_enabled = SHMEM_NEVER;
+	/* Nothing that the test did not ask for. */
+	new.khugepaged.scan_sleep_millisecs = 60 * 60 * 1000;
+	for (int i = 0; i < NR_ORDERS; i++) {
+		bool on = orders & (1UL << i);
+
+		new.hugepages[i].enabled = on ? THP_MADVISE : THP_NEVER;
+		new.shmem_hugepages[i].enabled = on ? SHMEM_ADVISE : SHMEM_NEVER;
+	}
+	thp_write_settings(&new);
+}
+
+static bool is_shared(const struct area *area)
+{
+	return area->kind != ANON && area->kind != PRIVATE_FILE;
+}
+
+static bool is_file(const struct area *area)
+{
+	return area->kind == PRIVATE_FILE || area->kind == SHARED_FILE;
+}
+
+static char *page_addr(const struct area *area, size_t page)
+{
+	return area->mem + page * psize();
+}
+
+/* The byte of a page that tests write: not the same in all of them. */
+static volatile char *page_byte(const struct area *area, size_t page)
+{
+	return page_addr(area, page) + page * 64 % psize();
+}
+
+/* Two sets of pages to write: whole blocks of 16, parts of them, single pages. */
+static bool chosen(size_t page)
+{
+	if (page < 16)
+		return page % 3 == 1;
+	switch (page / 16 % 4) {
+	case 0:
+		return false;
+	case 1:
+		return true;
+	case 2:
+		return page % 7 == 3;
+	default:
+		return page % 16 < 8;
+	}
+}
+
+static bool chosen_later(size_t page)
+{
+	return page % 11 == 5;
+}
+
+/* Look through /proc/PID instead of what was opened before. */
+static void watch(struct __test_metadata *_metadata, struct area *area, pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/pagemap", pid);
+	area->pagemap = open(path, O_RDONLY);
+	ASSERT_GE(area->pagemap, 0);
+	snprintf(path, sizeof(path), "/proc/%d/clear_refs", pid);
+	area->clear_refs = open(path, O_WRONLY);
+	ASSERT_GE(area->clear_refs, 0);
+}
+
+/* Read bit 55 and the categories of all pages. */
+static void look(struct __test_metadata *_metadata, struct area *area)
+{
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (unsigned long)area->mem,
+		.end = (unsigned long)page_addr(area, area->nr),
+		.vec = (unsigned long)area->regions,
+		.vec_len = area->nr,
+		.category_anyof_mask = PAGE_IS_SOFT_DIRTY | PAGE_IS_HUGE,
+		.return_mask = PAGE_IS_SOFT_DIRTY | PAGE_IS_HUGE,
+	};
+	size_t len = area->nr * sizeof(*area->entries);
+	off_t offset = (unsigned long)area->mem / psize() * sizeof(*area->entries);
+	long found;
+
+	ASSERT_EQ(pread(area->pagemap, area->entries, len, offset), (ssize_t)len);
+
+	memset(area->categories, 0, area->nr * sizeof(*area->categories));
+	found = ioctl(area->pagemap, PAGEMAP_SCAN, &arg);
+	ASSERT_GE(found, 0);
+	ASSERT_EQ(arg.walk_end, arg.end);
+	for (long i = 0; i < found; i++) {
+		struct page_region *region = &area->regions[i];
+		size_t page = (region->start - arg.start) / psize();
+		size_t end = (region->end - arg.start) / psize();
+
+		for (; page < end; page++)
+			area->categories[page] = region->categories;
+	}
+	for (size_t i = area->first; i < area->nr; i++)
+		area->pages[i].huge = area->categories[i] & PAGE_IS_HUGE;
+}
+
+/* Write 4 to clear_refs: from here on no page has been written. */
+static void clear_refs(struct __test_metadata *_metadata, struct area *area)
+{
+	ASSERT_EQ(pwrite(area->clear_refs, "4", 1, 0), 1);
+	for (size_t i = 0; i < area->nr; i++) {
+		area->pages[i].must = false;
+		area->pages[i].may = false;
+	}
+	look(_metadata, area);
+}
+
+/* Note that a page was written. Where it is part of a PMD-mapped THP all may show it. */
+static void written(struct area *area, size_t page)
+{
+	size_t unit = pmd_pages();
+
+	area->pages[page].must = true;
+	if (!area->pages[page].huge)
+		return;
+	for (size_t i = page - page % unit; i < page - page % unit + unit; i++)
+		area->pages[i].may = true;
+}
+
+static void write_page(struct area *area, size_t page)
+{
+	*page_byte(area, page) = ++area->pages[page].value;
+	written(area, page);
+}
+
+static void write_pages(struct area *area, bool (*choose)(size_t page))
+{
+	for (size_t i = area->first; i < area->nr; i++)
+		if (!area->pages[i].gone && choose(i))
+			write_page(area, i);
+}
+
+static void read_pages(struct area *area)
+{
+	for (size_t i = area->first; i < area->nr; i++)
+		if (!area->pages[i].gone)
+			(void)*page_byte(area, i);
+}
+
+/* The pages from FIRST on, NR of them, may have lost what was known of them. */
+static void forget(struct area *area, size_t first, size_t nr)
+{
+	for (size_t i = first; i < first + nr; i++) {
+		area->pages[i].may |= area->pages[i].must;
+		area->pages[i].must = false;
+	}
+}
+
+/* Compare what reads soft-dirty with what was written. */
+static void check(struct __test_metadata *_metadata, struct area *area,
+		  const char *when)
+{
+	size_t missed = 0, excess = 0, differ = 0;
+
+	look(_metadata, area);
+	for (size_t i = area->first; i < area->nr; i++) {
+		struct page *page = &area->pages[i];
+		bool dirty = area->entries[i] & PM_SOFT_DIRTY;
+		const char *what = NULL;
+
+		if (page->gone)
+			continue;
+		if (dirty != !!(area->categories[i] & PAGE_IS_SOFT_DIRTY)) {
+			what = "pagemap and PAGEMAP_SCAN differ on";
+			differ++;
+		} else if (page->must && !dirty) {
+			what = "missed";
+			missed++;
+		} else if (dirty && !page->must && !page->may) {
+			what = "reported, but not written:";
+			excess++;
+		}
+		if (what && missed + excess + differ <= 3)
+			TH_LOG("%s: %s page %zu of %zu (%s), pagemap %016llx", when,
+			       what, i, area->nr, page->huge ? "PMD" : "PTE",
+			       (unsigned long long)area->entries[i]);
+	}
+	EXPECT_EQ(missed, 0)
+		TH_LOG("%s: %zu written pages were missed", when, missed);
+	EXPECT_EQ(excess, 0)
+		TH_LOG("%s: %zu other pages were reported", when, excess);
+	EXPECT_EQ(differ, 0)
+		TH_LOG("%s: pagemap and PAGEMAP_SCAN differ on %zu pages", when, differ);
+}
+
+/* What a test did in between must not have cost data. Reads all pages. */
+static void check_content(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t wrong = 0;
+
+	for (size_t i = area->first; i < area->nr; i++)
+		if (!area->pages[i].gone &&
+		    (unsigned char)*page_byte(area, i) != area->pages[i].value)
+			wrong++;
+	EXPECT_EQ(wrong, 0);
+}
+
+/* Map LEN bytes aligned to ALIGN, with a gap to other mappings: none may merge. */
+static char *map_apart(size_t len, size_t align, int prot, int flags, int fd)
+{
+	size_t room = len + 2 * align;
+	char *space = mmap(NULL, room, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	unsigned long start;
+
+	if (space == MAP_FAILED)
+		return MAP_FAILED;
+	start = ((unsigned long)space + align) & ~(align - 1);
+	return mmap((char *)start, len, prot, flags | MAP_FIXED, fd, 0);
+}
+
+static int open_file(int flags)
+{
+	char path[] = FILE_TEMPLATE;
+	int fd = mkostemp(path, flags);
+
+	if (fd >= 0)
+		unlink(path);
+	return fd;
+}
+
+/* A file of NR pages in the working directory, which has to be a real file system. */
+static int make_file(size_t nr)
+{
+	int fd = open_file(0);
+	char *page;
+
+	if (fd < 0)
+		return -1;
+	page = malloc(psize());
+	memset(page, 0, psize());
+	for (size_t i = 0; i < nr; i++) {
+		if (write(fd, page, psize()) != psize()) {
+			close(fd);
+			fd = -1;
+			break;
+		}
+	}
+	free(page);
+	return fd;
+}
+
+/* Whether the NR pages from FIRST on are one block of physical memory. */
+static bool is_block(struct area *area, size_t first, size_t nr)
+{
+	uint64_t pfn = PAGEMAP_PFN(area->entries[first]);
+
+	for (size_t i = 0; i < nr; i++)
+		if (!(area->entries[first + i] & PM_PRESENT) ||
+		    PAGEMAP_PFN(area->entries[first + i]) != pfn + i)
+			return false;
+	return pfn % nr == 0;
+}
+
+/*
+ * In an area of mTHPs the page with index 0 is not mapped. So the largest folio
+ * that can be had at page 2 is of order 1, at page 4 of order 2, and so on, and
+ * each order that is allowed has its folio, at the page with the index 2^order.
+ */
+static unsigned long mthp_orders(const struct area *area)
+{
+	if (area->kind == ANON)
+		return thp_supported_orders() & (pmd_pages() - 1);
+	/* The page cache has no larger folios than its index has two levels for. */
+	return thp_shmem_supported_orders() & (pmd_pages() - 1) & (BIT_ULL(12) - 1);
+}
+
+static size_t alignment(const struct area *area)
+{
+	switch (area->size) {
+	case BASE:
+		return psize();
+	case TABLE:
+		return area->nr * psize();
+	default:
+		return pmd_pages() * psize();
+	}
+}
+
+/* Map and populate an area. Returns why that cannot be had, or NULL. */
+static const char *make_area(struct __test_metadata *_metadata, struct area *area,
+			     enum kind kind, enum size size, int prot)
+{
+	const bool huge = size == MTHP || size == PMD;
+	int flags = MAP_PRIVATE;
+
+	if (huge && !pmd_pages())
+		return "no transparent huge pages";
+	*area = (struct area){ .kind = kind, .size = size, .fd = -1, .nr = BASE_PAGES };
+	if (size == TABLE)
+		area->nr = psize() / sizeof(uint64_t);
+	else if (huge)
+		area->nr = pmd_pages();
+	if (size == MTHP)
+		area->first = 1;
+	/* One to write and one to leave alone, unless that is half of a gigabyte. */
+	if (size == PMD && area->nr * psize() <= 64UL << 20)
+		area->nr *= 2;
+
+	if (kind == SHARED_ANON || kind == MEMFD || kind == SHARED_FILE)
+		flags = MAP_SHARED;
+	if (kind == ANON || kind == SHARED_ANON) {
+		flags |= MAP_ANONYMOUS;
+	} else if (kind == MEMFD) {
+		area->fd = memfd_create("soft-dirty-arm64", 0);
+		ASSERT_GE(area->fd, 0);
+		ASSERT_EQ(ftruncate(area->fd, area->nr * psize()), 0);
+	} else {
+		area->fd = make_file(area->nr);
+		ASSERT_GE(area->fd, 0);
+	}
+
+	if (!huge)
+		allow_orders(0);
+	else if (size == PMD)
+		allow_orders(pmd_pages());
+	else
+		allow_orders(mthp_orders(area));
+
+	area->mem = map_apart(area->nr * psize(), alignment(area), prot, flags, area->fd);
+	ASSERT_NE(area->mem, MAP_FAILED);
+	if (area->first)
+		ASSERT_EQ(munmap(area->mem, area->first * psize()), 0);
+	if (huge)
+		ASSERT_EQ(madvise(page_addr(area, area->first),
+				  (area->nr - area->first) * psize(), MADV_HUGEPAGE), 0);
+
+	area->pages = calloc(area->nr, sizeof(*area->pages));
+	area->entries = calloc(area->nr, sizeof(*area->entries));
+	area->categories = calloc(area->nr, sizeof(*area->categories));
+	area->regions = calloc(area->nr, sizeof(*area->regions));
+	ASSERT_NE(area->pages, NULL);
+	ASSERT_NE(area->entries, NULL);
+	ASSERT_NE(area->categories, NULL);
+	ASSERT_NE(area->regions, NULL);
+	watch(_metadata, area, getpid());
+
+	/* In a private file mapping some pages stay those of the file. */
+	for (size_t i = area->first; i < area->nr; i++)
+		if (kind != PRIVATE_FILE || i % 4)
+			write_page(area, i);
+	read_pages(area);
+
+	look(_metadata, area);
+	for (size_t i = 0; i < area->nr && size == PMD; i++)
+		if (!area->pages[i].huge)
+			return "no PMD-mapped huge page was to be had";
+	for (size_t nr = 2; nr < area->nr && size == MTHP; nr *= 2)
+		if ((mthp_orders(area) & nr) && !is_block(area, nr, nr))
+			return "no mTHP of each order was to be had";
+	return NULL;
+}
+
+FIXTURE(soft_dirty)
+{
+	struct area area;
+};
+
+FIXTURE_VARIANT(soft_dirty)
+{
+	enum kind kind;
+	enum size size;
+};
+
+FIXTURE_VARIANT_ADD(soft_dirty, anon_base) { .kind = ANON, .size = BASE };
+FIXTURE_VARIANT_ADD(soft_dirty, anon_mthp) { .kind = ANON, .size = MTHP };
+FIXTURE_VARIANT_ADD(soft_dirty, anon_pmd) { .kind = ANON, .size = PMD };
+FIXTURE_VARIANT_ADD(soft_dirty, shared_anon_base) { .kind = SHARED_ANON, .size = BASE };
+FIXTURE_VARIANT_ADD(soft_dirty, shared_anon_mthp) { .kind = SHARED_ANON, .size = MTHP };
+FIXTURE_VARIANT_ADD(soft_dirty, shared_anon_pmd) { .kind = SHARED_ANON, .size = PMD };
+FIXTURE_VARIANT_ADD(soft_dirty, memfd_base) { .kind = MEMFD, .size = BASE };
+FIXTURE_VARIANT_ADD(soft_dirty, memfd_mthp) { .kind = MEMFD, .size = MTHP };
+FIXTURE_VARIANT_ADD(soft_dirty, memfd_pmd) { .kind = MEMFD, .size = PMD };
+/* What folios a file has is up to its file system. */
+FIXTURE_VARIANT_ADD(soft_dirty, private_file) { .kind = PRIVATE_FILE, .size = BASE };
+FIXTURE_VARIANT_ADD(soft_dirty, shared_file) { .kind = SHARED_FILE, .size = BASE };
+
+FIXTURE_SETUP(soft_dirty)
+{
+	const char *lack = make_area(_metadata, &self->area, variant->kind, variant->size,
+				     PROT_READ | PROT_WRITE);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+	clear_refs(_metadata, &self->area);
+	check(_metadata, &self->area, "cleared");
+}
+
+FIXTURE_TEARDOWN(soft_dirty)
+{
+	restore_settings();
+}
+
+/* Ways to write. */
+
+/* Two neighbours in the middle of a block of sixteen, which others share. */
+#define PAGE_A	(BASE_PAGES / 2 + 5)
+#define PAGE_B	(PAGE_A + 1)
+/* One far from them. */
+#define PAGE_C	(BASE_PAGES / 4)
+
+TEST_F_TIMEOUT(soft_dirty, write_by_store, TIMEOUT)
+{
+	struct area *area = &self->area;
+
+	write_page(area, PAGE_A);
+	check(_metadata, area, "one page");
+	write_pages(area, chosen);
+	check(_metadata, area, "many pages");
+	/* Once more, now without a fault. */
+	write_pages(area, chosen);
+	check(_metadata, area, "again");
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared again");
+	write_pages(area, chosen_later);
+	check(_metadata, area, "other pages");
+	check_content(_metadata, area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_across_a_page_boundary, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *boundary = page_addr(area, PAGE_B);
+
+#ifdef __aarch64__
+	asm volatile("stp %0, %0, [%1, #-8]" : : "r"(1L), "r"(boundary) : "memory");
+#else
+	struct { long value; } __attribute__((packed)) *unaligned;
+
+	unaligned = (void *)(boundary - 4);
+	*(volatile long *)&unaligned->value = 1;
+#endif
+	written(area, PAGE_A);
+	written(area, PAGE_B);
+	check(_metadata, area, "across");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_kernel_read, TIMEOUT)
+{
+	struct area *area = &self->area;
+	int fd = open("/dev/zero", O_RDONLY);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(read(fd, page_addr(area, PAGE_A), psize()), psize());
+	close(fd);
+	area->pages[PAGE_A].value = 0;
+	written(area, PAGE_A);
+	check(_metadata, area, "read(2)");
+	check_content(_metadata, area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_process_vm_writev, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char buf[16] = { 1 };
+	struct iovec local = { buf, sizeof(buf) };
+	struct iovec remote = { page_addr(area, PAGE_B) - 8, sizeof(buf) };
+
+	/* Both sides of a page boundary. */
+	ASSERT_EQ(process_vm_writev(getpid(), &local, 1, &remote, 1, 0), sizeof(buf));
+	written(area, PAGE_A);
+	written(area, PAGE_B);
+	check(_metadata, area, "process_vm_writev(2)");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_proc_mem, TIMEOUT)
+{
+	struct area *area = &self->area;
+	off_t where = (unsigned long)page_addr(area, PAGE_A);
+	int fd = open("/proc/self/mem", O_RDWR);
+	char value = 42;
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(pwrite(fd, &value, 1, where), 1);
+	written(area, PAGE_A);
+	check(_metadata, area, "/proc/self/mem");
+
+	/* Forced, where the process itself may not write. */
+	if (is_shared(area))
+		SKIP(goto out, "no forced write to shared memory");
+	clear_refs(_metadata, area);
+	ASSERT_EQ(mprotect(page_addr(area, area->first),
+			   (area->nr - area->first) * psize(), PROT_READ), 0);
+	if (pwrite(fd, &value, 1, where) != 1)
+		SKIP(goto out, "no forced write through /proc/PID/mem");
+	look(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "/proc/self/mem, forced");
+out:
+	close(fd);
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_ptrace, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct area child = *area;
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		/* A shared mapping comes without its page table: fill it. */
+		read_pages(area);
+		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+		raise(SIGSTOP);
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_TRUE(WIFSTOPPED(status));
+	watch(_metadata, &child, pid);
+	clear_refs(_metadata, &child);
+	check(_metadata, &child, "cleared from outside");
+
+	ASSERT_EQ(ptrace(PTRACE_POKEDATA, pid, page_addr(&child, PAGE_A), 1L), 0);
+	written(&child, PAGE_A);
+	check(_metadata, &child, "poked");
+
+	ASSERT_EQ(ptrace(PTRACE_CONT, pid, NULL, 0), 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+
+	/* Another process has written, not this one. */
+	area->pages[PAGE_A].must = false;
+	check(_metadata, area, "in the parent");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_direct_io, TIMEOUT)
+{
+	struct area *area = &self->area;
+	int fd = open_file(O_DIRECT);
+
+	if (fd < 0)
+		SKIP(return, "no O_DIRECT on this file system");
+	ASSERT_EQ(write(fd, page_addr(area, PAGE_A), psize()), psize());
+	check(_metadata, area, "written from");
+	ASSERT_EQ(pread(fd, page_addr(area, PAGE_B), psize(), 0), psize());
+	close(fd);
+	written(area, PAGE_B);
+	check(_metadata, area, "read to");
+}
+
+/* The least of io_uring: one buffer of one page, registered, and one read to it. */
+struct ring {
+	int fd;
+	struct io_uring_params params;
+	struct io_uring_sqe *sqes;
+	char *sq, *cq;
+};
+
+static bool make_ring(struct ring *ring)
+{
+	const int prot = PROT_READ | PROT_WRITE;
+	struct io_uring_params *params = &ring->params;
+	size_t size;
+
+	memset(params, 0, sizeof(*params));
+	ring->fd = syscall(__NR_io_uring_setup, 1, params);
+	if (ring->fd < 0)
+		return false;
+	size = params->sq_off.array + params->sq_entries * sizeof(unsigned int);
+	ring->sq = mmap(NULL, size, prot, MAP_SHARED, ring->fd, IORING_OFF_SQ_RING);
+	size = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
+	ring->cq = mmap(NULL, size, prot, MAP_SHARED, ring->fd, IORING_OFF_CQ_RING);
+	size = params->sq_entries * sizeof(struct io_uring_sqe);
+	ring->sqes = mmap(NULL, size, prot, MAP_SHARED, ring->fd, IORING_OFF_SQES);
+	return ring->sq != MAP_FAILED && ring->cq != MAP_FAILED &&
+	       ring->sqes != MAP_FAILED;
+}
+
+/* Pin the page at ADDR. */
+static int ring_register(struct ring *ring, void *addr)
+{
+	struct iovec iov = { addr, psize() };
+
+	return syscall(__NR_io_uring_register, ring->fd, IORING_REGISTER_BUFFERS, &iov, 1);
+}
+
+/* Read the first page of the file FD to ADDR in the pinned page; returns its length. */
+static int ring_read(struct ring *ring, int fd, void *addr)
+{
+	unsigned int *tail = (void *)(ring->sq + ring->params.sq_off.tail);
+	unsigned int *array = (void *)(ring->sq + ring->params.sq_off.array);
+	unsigned int *head = (void *)(ring->cq + ring->params.cq_off.head);
+	struct io_uring_cqe *cqes = (void *)(ring->cq + ring->params.cq_off.cqes);
+	unsigned int mask = *(unsigned int *)(ring->cq + ring->params.cq_off.ring_mask);
+
+	ring->sqes[0] = (struct io_uring_sqe){
+		.opcode = IORING_OP_READ_FIXED,
+		.fd = fd,
+		.addr = (unsigned long)addr,
+		.len = psize(),
+	};
+	array[0] = 0;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	if (syscall(__NR_io_uring_enter, ring->fd, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+		return -1;
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	return cqes[(*head - 1) & mask].res;
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *page = page_addr(area, PAGE_A);
+	struct ring ring;
+	int fd;
+
+	if (area->kind == SHARED_FILE)
+		SKIP(return, "io_uring does not pin pages of a file");
+	if (!make_ring(&ring))
+		SKIP(return, "no io_uring");
+	fd = make_file(1);
+	ASSERT_GE(fd, 0);
+
+	/* Whoever pins a page to write it may write at any time: it reads dirty. */
+	ASSERT_EQ(ring_register(&ring, page), 0);
+	look(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "pinned");
+	ASSERT_EQ(ring_read(&ring, fd, page), psize());
+	check(_metadata, area, "pinned, written");
+
+	/* So it does after clear_refs, in a private mapping. */
+	clear_refs(_metadata, area);
+	if (is_shared(area)) {
+		area->pages[PAGE_A].may = true;
+	} else {
+		written(area, PAGE_A);
+		check(_metadata, area, "pinned, cleared");
+	}
+	ASSERT_EQ(ring_read(&ring, fd, page), psize());
+	check(_metadata, area, "pinned, cleared, written");
+
+	ASSERT_EQ(syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0),
+		  0);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "not pinned any more");
+	write_pages(area, chosen);
+	check(_metadata, area, "not pinned any more, written");
+	close(ring.fd);
+	close(fd);
+}
+
+/* A page that is pinned without a fault, since its PTE is writable, but soft-clean. */
+TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_clean_page, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *page = page_addr(area, PAGE_A);
+	char *last = page_addr(area, area->nr - 1);
+	struct ring ring;
+
+	if (area->kind != ANON || area->size != BASE)
+		SKIP(return, "pages of this kind do not become writable by a read");
+	if (!make_ring(&ring))
+		SKIP(return, "no io_uring");
+
+	/* Out to swap, where it is soft-clean. */
+	ASSERT_EQ(madvise(page, psize(), MADV_PAGEOUT), 0);
+	/* All of the VMA reads dirty once a new one has merged with it. */
+	ASSERT_EQ(munmap(last, psize()), 0);
+	ASSERT_EQ(mmap(last, psize(), PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), last);
+	/* So a read may map the page writable, and a pin need not mark it. */
+	(void)*page_byte(area, PAGE_A);
+	ASSERT_EQ(ring_register(&ring, page), 0);
+
+	clear_refs(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "pinned, cleared");
+	write_page(area, PAGE_A);
+	check(_metadata, area, "pinned, cleared, written");
+	close(ring.fd);
+}
+
+/* Where the kernel writes a word on behalf of the process. */
+TEST_F_TIMEOUT(soft_dirty, write_by_futex, TIMEOUT)
+{
+	struct area *area = &self->area;
+	unsigned int *here = (void *)page_addr(area, PAGE_A);
+	unsigned int *there = (void *)page_addr(area, PAGE_C);
+
+	ASSERT_EQ(syscall(__NR_futex, there, FUTEX_WAKE_OP_PRIVATE, 1, 1L, here,
+			  FUTEX_OP(FUTEX_OP_SET, 7, FUTEX_OP_CMP_EQ, 0)), 0);
+	ASSERT_EQ(*here, 7);
+	written(area, PAGE_A);
+	check(_metadata, area, "FUTEX_WAKE_OP");
+}
+
+struct dying {
+	atomic_int tid;
+	atomic_bool go;
+	unsigned int *word;
+};
+
+/* Hold the lock at WORD by way of a robust list, and end. */
+static void *die_with_a_lock(void *arg)
+{
+	struct dying *self = arg;
+	struct {
+		struct robust_list_head head;
+		struct robust_list entry;
+	} list;
+
+	self->tid = syscall(__NR_gettid);
+	while (!self->go)
+		sched_yield();
+	list.head.list.next = &list.entry;
+	list.head.futex_offset = (char *)self->word - (char *)&list.entry;
+	list.head.list_op_pending = NULL;
+	list.entry.next = &list.head.list;
+	syscall(__NR_set_robust_list, &list.head, sizeof(list.head));
+	/* Not through the C library, which has a robust list of its own. */
+	syscall(__NR_exit, 0);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_robust_list, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct dying dying = { .word = (void *)page_addr(area, PAGE_A) };
+	pthread_t thread;
+
+	ASSERT_EQ(pthread_create(&thread, NULL, die_with_a_lock, &dying), 0);
+	while (!dying.tid)
+		sched_yield();
+	*dying.word = dying.tid;
+	clear_refs(_metadata, area);
+	dying.go = true;
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	written(area, PAGE_A);
+	check(_metadata, area, "robust list");
+	ASSERT_EQ(*dying.word & FUTEX_OWNER_DIED, FUTEX_OWNER_DIED);
+}
+
+static void on_signal(int signal)
+{
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_signal_frame, TIMEOUT)
+{
+	struct area *area = &self->area;
+	unsigned long least = getauxval(AT_MINSIGSTKSZ);
+	size_t pages = ((least ? least : MINSIGSTKSZ) + 3 * psize()) / psize();
+	stack_t off = { .ss_flags = SS_DISABLE };
+	stack_t stack = {
+		.ss_sp = page_addr(area, PAGE_A),
+		.ss_size = pages * psize(),
+	};
+	struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_ONSTACK };
+
+	ASSERT_LT(PAGE_A + pages, area->nr);
+	ASSERT_EQ(sigaltstack(&stack, NULL), 0);
+	ASSERT_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+	check(_metadata, area, "before");
+	ASSERT_EQ(raise(SIGUSR1), 0);
+	ASSERT_EQ(sigaltstack(&off, NULL), 0);
+
+	/* The frame is at the upper end. How far down it goes is not our business. */
+	for (size_t i = 0; i + 1 < pages; i++)
+		area->pages[PAGE_A + i].may = true;
+	written(area, PAGE_A + pages - 1);
+	check(_metadata, area, "signal frame");
+}
+
+/* Atomic and other special stores. */
+
+TEST_F_TIMEOUT(soft_dirty, write_by_atomic, TIMEOUT)
+{
+	struct area *area = &self->area;
+	void *word = page_addr(area, PAGE_A);
+
+#ifdef __aarch64__
+	if (!(getauxval(AT_HWCAP) & HWCAP_ATOMICS))
+		SKIP(return, "no LSE atomics");
+	asm volatile(".arch_extension lse\n"
+		     "ldadd %0, xzr, [%1]" : : "r"(1L), "r"(word) : "memory");
+#else
+	__atomic_fetch_add((long *)word, 1, __ATOMIC_SEQ_CST);
+#endif
+	written(area, PAGE_A);
+	check(_metadata, area, "atomic add");
+}
+
+#ifdef __aarch64__
+TEST_F_TIMEOUT(soft_dirty, write_by_exclusive, TIMEOUT)
+{
+	struct area *area = &self->area;
+	void *word = page_addr(area, PAGE_A);
+	long value, failed;
+
+	asm volatile("1: ldxr %0, [%2]\n"
+		     "add %0, %0, #1\n"
+		     "stxr %w1, %0, [%2]\n"
+		     "cbnz %w1, 1b"
+		     : "=&r"(value), "=&r"(failed) : "r"(word) : "memory");
+	written(area, PAGE_A);
+	check(_metadata, area, "exclusive store");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_dc_zva, TIMEOUT)
+{
+	struct area *area = &self->area;
+	unsigned long dczid;
+
+	asm volatile("mrs %0, dczid_el0" : "=r"(dczid));
+	if (dczid & (1 << 4))
+		SKIP(return, "no DC ZVA");
+	asm volatile("dc zva, %0" : : "r"(page_addr(area, PAGE_A)) : "memory");
+	written(area, PAGE_A);
+	check(_metadata, area, "DC ZVA");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_by_sve, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *boundary = page_addr(area, PAGE_B);
+
+	if (!(getauxval(AT_HWCAP) & HWCAP_SVE))
+		SKIP(return, "no SVE");
+	/* A vector has 16 bytes at least: this one is in two pages. */
+	asm volatile(".arch_extension sve\n"
+		     "ptrue p0.b\n"
+		     "dup z0.b, #1\n"
+		     "st1b { z0.b }, p0, [%0]\n"
+		     ".arch_extension nosve" : : "r"(boundary - 8) : "memory", "v0");
+	written(area, PAGE_A);
+	written(area, PAGE_B);
+	check(_metadata, area, "SVE store");
+}
+
+TEST_F_TIMEOUT(soft_dirty, write_mte_tag, TIMEOUT)
+{
+	struct area *area = &self->area;
+	register char *page asm("x0");
+
+	if (!(getauxval(AT_HWCAP2) & HWCAP2_MTE))
+		SKIP(return, "no MTE");
+	if (is_file(area))
+		SKIP(return, "no tags for pages of a file");
+	ASSERT_EQ(mprotect(page_addr(area, area->first),
+			   (area->nr - area->first) * psize(),
+			   PROT_READ | PROT_WRITE | PROT_MTE), 0);
+	check(_metadata, area, "with PROT_MTE");
+	/* stg x0, [x0], for assemblers that do not know it. */
+	page = page_addr(area, PAGE_A);
+	asm volatile(".inst 0xd9200800" : : "r"(page) : "memory");
+	written(area, PAGE_A);
+	check(_metadata, area, "tag store");
+}
+#endif
+
+/* Ways to not write. */
+
+TEST_F_TIMEOUT(soft_dirty, reading_is_no_write, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *start = page_addr(area, area->first);
+	size_t len = (area->nr - area->first) * psize();
+	unsigned char *present = malloc(area->nr);
+	char buf[16];
+	struct iovec local = { buf, sizeof(buf) };
+	struct iovec remote = { page_addr(area, PAGE_B) - 8, sizeof(buf) };
+	int fds[2];
+
+	read_pages(area);
+	check(_metadata, area, "loads");
+	ASSERT_EQ(madvise(start, len, MADV_POPULATE_READ), 0);
+	check(_metadata, area, "MADV_POPULATE_READ");
+	ASSERT_EQ(mincore(start, len, present), 0);
+	check(_metadata, area, "mincore");
+	ASSERT_EQ(process_vm_readv(getpid(), &local, 1, &remote, 1, 0), sizeof(buf));
+	check(_metadata, area, "process_vm_readv");
+	ASSERT_EQ(pipe(fds), 0);
+	ASSERT_EQ(write(fds[1], page_addr(area, PAGE_B) - 8, sizeof(buf)), sizeof(buf));
+	check(_metadata, area, "write(2)");
+	ASSERT_EQ(read(fds[0], buf, sizeof(buf)), sizeof(buf));
+	/* The pipe has the page itself, and reads it later. */
+	ASSERT_EQ(vmsplice(fds[1], &remote, 1, 0), sizeof(buf));
+	check(_metadata, area, "vmsplice");
+	ASSERT_EQ(read(fds[0], buf, sizeof(buf)), sizeof(buf));
+	check(_metadata, area, "vmsplice, read");
+	ASSERT_EQ(madvise(start, len, MADV_COLD), 0);
+	check(_metadata, area, "MADV_COLD");
+	read_pages(area);
+	check(_metadata, area, "MADV_COLD, loads");
+	check_content(_metadata, area);
+	free(present);
+}
+
+TEST_F_TIMEOUT(soft_dirty, executing_is_no_write, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *page = page_addr(area, PAGE_A);
+#ifdef __aarch64__
+	static const unsigned int code = 0xd65f03c0;	/* ret */
+#else
+	static const unsigned char code = 0xc3;		/* ret */
+#endif
+
+	memcpy(page, &code, sizeof(code));
+	__builtin___clear_cache(page, page + sizeof(code));
+	ASSERT_EQ(mprotect(page_addr(area, area->first),
+			   (area->nr - area->first) * psize(),
+			   PROT_READ | PROT_WRITE | PROT_EXEC), 0);
+	clear_refs(_metadata, area);
+	((void (*)(void))page)();
+	check(_metadata, area, "executed");
+	write_page(area, PAGE_C);
+	check(_metadata, area, "executed, another page written");
+}
+
+/* Changes in between. */
+
+typedef void change_fn(struct __test_metadata *_metadata, struct area *area);
+
+/* Dirty pages stay dirty and clean ones clean across a CHANGE, and tracking goes on. */
+static void across(struct __test_metadata *_metadata, struct area *area, change_fn *change)
+{
+	clear_refs(_metadata, area);
+	write_pages(area, chosen);
+	check(_metadata, area, "before");
+
+	change(_metadata, area);
+	check(_metadata, area, "after");
+	write_pages(area, chosen_later);
+	check(_metadata, area, "after, written");
+
+	clear_refs(_metadata, area);
+	check(_metadata, area, "after, cleared");
+	write_pages(area, chosen);
+	check(_metadata, area, "after, cleared, written");
+	check_content(_metadata, area);
+}
+
+static void protect(struct __test_metadata *_metadata, struct area *area, size_t first,
+		    size_t end, int prot)
+{
+	ASSERT_EQ(mprotect(page_addr(area, first), (end - first) * psize(), prot), 0);
+}
+
+/* Both for all of the area and for a part that begins and ends within blocks. */
+static void mprotect_and_back(struct __test_metadata *_metadata, struct area *area,
+			      int prot)
+{
+	const int before = PROT_READ | PROT_WRITE;
+
+	protect(_metadata, area, area->first, area->nr, prot);
+	check(_metadata, area, "protected");
+	protect(_metadata, area, area->first, area->nr, before);
+	check(_metadata, area, "not protected any more");
+	protect(_metadata, area, PAGE_C + 3, PAGE_A, prot);
+	/* Splitting the PMD of memory that is not anonymous unmaps it. */
+	if (area->size == PMD && is_shared(area))
+		forget(area, 0, pmd_pages());
+	check(_metadata, area, "partly protected");
+	protect(_metadata, area, PAGE_C + 3, PAGE_A, before);
+}
+
+static void mprotect_read(struct __test_metadata *_metadata, struct area *area)
+{
+	mprotect_and_back(_metadata, area, PROT_READ);
+}
+
+static void mprotect_none(struct __test_metadata *_metadata, struct area *area)
+{
+	mprotect_and_back(_metadata, area, PROT_NONE);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mprotect_read_and_back, TIMEOUT)
+{
+	across(_metadata, &self->area, mprotect_read);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mprotect_none_and_back, TIMEOUT)
+{
+	across(_metadata, &self->area, mprotect_none);
+}
+
+/* What the child of a fork sees and writes. */
+static void in_child(struct __test_metadata *_metadata, struct area *area)
+{
+	watch(_metadata, area, getpid());
+	/*
+	 * Shared memory is not in the child's page table until it touches it. If
+	 * that is a write, all of a folio is mapped as written: read it first.
+	 */
+	if (is_shared(area))
+		forget(area, area->first, area->nr - area->first);
+	read_pages(area);
+	check(_metadata, area, "child");
+	write_pages(area, chosen_later);
+	check(_metadata, area, "child, written");
+	check_content(_metadata, area);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "child, cleared");
+	write_page(area, PAGE_A);
+	check(_metadata, area, "child, cleared, written");
+}
+
+static void fork_and_write(struct __test_metadata *_metadata, struct area *area)
+{
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		in_child(_metadata, area);
+		_exit(0);
+	}
+	check(_metadata, area, "parent");
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+
+	/* The child's writes to shared memory are not writes of this process. */
+	for (size_t i = area->first; i < area->nr && is_shared(area); i++) {
+		area->pages[i].value += chosen_later(i);
+		area->pages[i].value += i == PAGE_A;
+	}
+}
+
+TEST_F_TIMEOUT(soft_dirty, fork, TIMEOUT)
+{
+	across(_metadata, &self->area, fork_and_write);
+}
+
+/* Write while a child has the pages too, so that each write makes a copy. */
+static void fork_and_copy(struct __test_metadata *_metadata, struct area *area)
+{
+	int status, pipefd[2];
+	pid_t pid;
+	char c;
+
+	ASSERT_EQ(pipe(pipefd), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		close(pipefd[1]);
+		_exit(read(pipefd[0], &c, 1));
+	}
+	close(pipefd[0]);
+	write_pages(area, chosen_later);
+	check(_metadata, area, "copied on write");
+	clear_refs(_metadata, area);
+	check(_metadata, area, "copied, cleared");
+	write_pages(area, chosen);
+	check(_metadata, area, "copied, cleared, written");
+	close(pipefd[1]);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+}
+
+TEST_F_TIMEOUT(soft_dirty, fork_copy_on_write, TIMEOUT)
+{
+	across(_metadata, &self->area, fork_and_copy);
+}
+
+/* What mremap has moved is new where it is: all of it reads dirty. */
+static void moved(struct area *area)
+{
+	for (size_t i = area->first; i < area->nr; i++)
+		if (!area->pages[i].gone)
+			area->pages[i].must = true;
+}
+
+static void mremap_move(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t len = (area->nr - area->first) * psize();
+	char *from = page_addr(area, area->first);
+	char *to;
+
+	to = map_apart(area->nr * psize(), alignment(area), PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	ASSERT_NE(to, MAP_FAILED);
+	ASSERT_EQ(mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 to + area->first * psize()), to + area->first * psize());
+	area->mem = to;
+	moved(area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mremap_moved, TIMEOUT)
+{
+	across(_metadata, &self->area, mremap_move);
+}
+
+/* To where the pages are not aligned to the size of their folios any more. */
+static void mremap_misalign(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t len = (area->nr - area->first) * psize();
+	char *from = page_addr(area, area->first);
+	char *to;
+
+	to = map_apart(area->nr * psize(), 64 * psize(), PROT_NONE,
+		       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	ASSERT_NE(to, MAP_FAILED);
+	to += 3 * psize();
+	ASSERT_EQ(mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_FIXED,
+			 to + area->first * psize()), to + area->first * psize());
+	area->mem = to;
+	moved(area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mremap_misaligned, TIMEOUT)
+{
+	across(_metadata, &self->area, mremap_misalign);
+}
+
+/* A mapping that has grown is new as a whole, in place or elsewhere. */
+static void mremap_grow(struct __test_metadata *_metadata, struct area *area)
+{
+	const size_t more = 16;
+	size_t len = (area->nr - area->first) * psize();
+	char *from = page_addr(area, area->first);
+	char *to;
+
+	if (area->fd >= 0)
+		ASSERT_EQ(ftruncate(area->fd, (area->nr + more) * psize()), 0);
+	to = mremap(from, len, len + more * psize(), MREMAP_MAYMOVE);
+	ASSERT_NE(to, MAP_FAILED);
+	area->mem = to - area->first * psize();
+	moved(area);
+	/* What it has grown by reads dirty before it is touched. */
+	for (size_t i = 0; i < more; i++)
+		EXPECT_TRUE(pagemap_is_softdirty(area->pagemap, to + len + i * psize()));
+}
+
+TEST_F_TIMEOUT(soft_dirty, mremap_grown, TIMEOUT)
+{
+	across(_metadata, &self->area, mremap_grow);
+}
+
+static void grow_in_place(struct __test_metadata *_metadata, struct area *area)
+{
+	const size_t less = area->nr - 16;
+	size_t len = (area->nr - area->first) * psize();
+	char *from = page_addr(area, area->first);
+
+	ASSERT_EQ(munmap(page_addr(area, less), 16 * psize()), 0);
+	ASSERT_EQ(mremap(from, (less - area->first) * psize(), len, 0), from);
+	for (size_t i = less; i < area->nr && !is_shared(area); i++)
+		area->pages[i].value = 0;
+	moved(area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mremap_grown_in_place, TIMEOUT)
+{
+	across(_metadata, &self->area, grow_in_place);
+}
+
+static void munmap_part(struct __test_metadata *_metadata, struct area *area)
+{
+	/* From within one block to within another. */
+	for (size_t i = PAGE_C + 5; i < PAGE_A; i++)
+		area->pages[i].gone = true;
+	ASSERT_EQ(munmap(page_addr(area, PAGE_C + 5), (PAGE_A - PAGE_C - 5) * psize()), 0);
+	if (area->size == PMD && is_shared(area))
+		forget(area, 0, pmd_pages());
+}
+
+TEST_F_TIMEOUT(soft_dirty, munmap_of_a_part, TIMEOUT)
+{
+	across(_metadata, &self->area, munmap_part);
+}
+
+static void madvise_pages(struct __test_metadata *_metadata, struct area *area,
+			  size_t first, size_t nr, int advice)
+{
+	ASSERT_EQ(madvise(page_addr(area, first), nr * psize(), advice), 0);
+}
+
+/* Pages with a new content, or none: not a write, but not a reason to lose others. */
+static void dontneed(struct __test_metadata *_metadata, struct area *area)
+{
+	const size_t first = PAGE_C + 5, nr = PAGE_A - first;
+
+	madvise_pages(_metadata, area, first, nr, MADV_DONTNEED);
+	forget(area, first, nr);
+	if (area->size == PMD && is_shared(area))
+		forget(area, 0, pmd_pages());
+	check(_metadata, area, "dropped");
+	for (size_t i = first; i < first + nr; i++) {
+		if (!is_shared(area))
+			area->pages[i].value = 0;
+		EXPECT_EQ((unsigned char)*page_byte(area, i), area->pages[i].value);
+	}
+	check(_metadata, area, "dropped and read");
+	for (size_t i = first; i < first + nr; i += 3)
+		write_page(area, i);
+}
+
+TEST_F_TIMEOUT(soft_dirty, madv_dontneed, TIMEOUT)
+{
+	across(_metadata, &self->area, dontneed);
+}
+
+static void madv_free(struct __test_metadata *_metadata, struct area *area)
+{
+	/* Of whole blocks and of parts of them. */
+	madvise_pages(_metadata, area, PAGE_C, 32, MADV_FREE);
+	check(_metadata, area, "MADV_FREE");
+	madvise_pages(_metadata, area, PAGE_A, 7, MADV_FREE);
+	check(_metadata, area, "MADV_FREE of a few");
+	/* A write says that the page is needed after all. */
+	for (size_t i = PAGE_C; i < PAGE_C + 32; i++)
+		write_page(area, i);
+	for (size_t i = PAGE_A; i < PAGE_A + 7; i++)
+		write_page(area, i);
+}
+
+TEST_F_TIMEOUT(soft_dirty, madv_free, TIMEOUT)
+{
+	if (self->area.kind != ANON)
+		SKIP(return, "MADV_FREE is for anonymous memory");
+	across(_metadata, &self->area, madv_free);
+}
+
+static size_t nr_swapped(struct area *area)
+{
+	size_t nr = 0;
+
+	for (size_t i = area->first; i < area->nr; i++)
+		nr += !!(area->entries[i] & PM_SWAP);
+	return nr;
+}
+
+static void pageout(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t nr = area->nr - area->first;
+
+	if (nr > MANY_PAGES)
+		nr = MANY_PAGES;
+	madvise_pages(_metadata, area, area->first, nr, MADV_PAGEOUT);
+	/* Memory of a file forgets that a page was written when it unmaps it. */
+	if (is_shared(area))
+		forget(area, area->first, nr);
+	check(_metadata, area, "paged out");
+	if (is_shared(area))
+		read_pages(area);	/* as after fork */
+	else
+		EXPECT_GT(nr_swapped(area), nr / 2);
+}
+
+static void pageout_and_read(struct __test_metadata *_metadata, struct area *area)
+{
+	pageout(_metadata, area);
+	read_pages(area);
+}
+
+static void pageout_and_write(struct __test_metadata *_metadata, struct area *area)
+{
+	pageout(_metadata, area);
+	write_pages(area, chosen);
+}
+
+static void pageout_and_clear(struct __test_metadata *_metadata, struct area *area)
+{
+	pageout(_metadata, area);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared while paged out");
+	write_pages(area, chosen);
+}
+
+TEST_F_TIMEOUT(soft_dirty, pageout_and_back_by_read, TIMEOUT)
+{
+	across(_metadata, &self->area, pageout_and_read);
+}
+
+TEST_F_TIMEOUT(soft_dirty, pageout_and_back_by_write, TIMEOUT)
+{
+	across(_metadata, &self->area, pageout_and_write);
+}
+
+TEST_F_TIMEOUT(soft_dirty, cleared_while_paged_out, TIMEOUT)
+{
+	across(_metadata, &self->area, pageout_and_clear);
+}
+
+/* Add a swap file. Returns its path, or NULL. */
+static char *add_swap(struct __test_metadata *_metadata, size_t nr)
+{
+	union {
+		char bytes[1 << 16];
+		struct {
+			char boot[1024];
+			unsigned int version;
+			unsigned int last_page;
+		} info;
+	} header = {};
+	static char path[] = FILE_TEMPLATE;
+	char *page = calloc(1, psize());
+	int fd;
+
+	strcpy(path, FILE_TEMPLATE);
+	fd = mkostemp(path, 0);
+	ASSERT_GE(fd, 0);
+	header.info.version = 1;
+	header.info.last_page = nr;
+	memcpy(header.bytes + psize() - 10, "SWAPSPACE2", 10);
+	ASSERT_EQ(write(fd, header.bytes, psize()), psize());
+	for (size_t i = 0; i < nr; i++)
+		ASSERT_EQ(write(fd, page, psize()), psize());
+	ASSERT_EQ(fsync(fd), 0);
+	close(fd);
+	free(page);
+	if (!swapon(path, 0))
+		return path;
+	unlink(path);
+	return NULL;
+}
+
+static void swap_and_swapoff(struct __test_metadata *_metadata, struct area *area)
+{
+	char *path = add_swap(_metadata, MANY_PAGES);
+
+	ASSERT_NE(path, NULL);
+	pageout(_metadata, area);
+	EXPECT_EQ(swapoff(path), 0);
+	unlink(path);
+	check(_metadata, area, "swapoff");
+	EXPECT_EQ(nr_swapped(area), 0);
+}
+
+TEST_F_TIMEOUT(soft_dirty, swapoff, TIMEOUT)
+{
+	if (is_shared(&self->area))
+		SKIP(return, "shared memory is not swapped by its page table");
+	stop_swaps();
+	across(_metadata, &self->area, swap_and_swapoff);
+}
+
+/* Move the pages of AREA to NODE. Returns how many are there, -1 without nodes. */
+static long migrate(struct area *area, int node)
+{
+	size_t nr = area->nr - area->first;
+	void **addrs = calloc(nr, sizeof(*addrs));
+	int *nodes = calloc(nr, sizeof(*nodes));
+	int *status = calloc(nr, sizeof(*status));
+	long there = 0, err;
+
+	for (size_t i = 0; i < nr; i++) {
+		addrs[i] = page_addr(area, area->first + i);
+		nodes[i] = node;
+		status[i] = -1;
+	}
+	err = syscall(__NR_move_pages, 0, nr, addrs, nodes, status, 0);
+	for (size_t i = 0; i < nr; i++)
+		there += status[i] == node;
+	free(addrs);
+	free(nodes);
+	free(status);
+	return err < 0 ? -1 : there;
+}
+
+static bool have_two_nodes(void)
+{
+	return !access("/sys/devices/system/node/node1", F_OK);
+}
+
+static void migrate_and_back(struct __test_metadata *_metadata, struct area *area)
+{
+	EXPECT_GT(migrate(area, 1), (long)(area->nr - area->first) / 2);
+	check(_metadata, area, "on the other node");
+	EXPECT_GT(migrate(area, 0), (long)(area->nr - area->first) / 2);
+}
+
+TEST_F_TIMEOUT(soft_dirty, migration, TIMEOUT)
+{
+	if (!have_two_nodes())
+		SKIP(return, "one NUMA node only");
+	across(_metadata, &self->area, migrate_and_back);
+}
+
+struct migrator {
+	struct area area;
+	atomic_bool stop;
+};
+
+static void *keep_migrating(void *arg)
+{
+	struct migrator *self = arg;
+
+	for (int node = 1; !self->stop; node = !node)
+		migrate(&self->area, node);
+	return NULL;
+}
+
+/* clear_refs has to find pages that are under migration. */
+TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct migrator migrator = { .area = *area };
+	pthread_t thread;
+
+	if (!have_two_nodes())
+		SKIP(return, "one NUMA node only");
+	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
+	for (int round = 0; round < 20; round++) {
+		clear_refs(_metadata, area);
+		write_pages(area, round % 2 ? chosen : chosen_later);
+		check(_metadata, area, "migrating");
+	}
+	migrator.stop = true;
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	check(_metadata, area, "migrated");
+	check_content(_metadata, area);
+}
+
+static void compact(struct __test_metadata *_metadata, struct area *area)
+{
+	/* Make gaps for compaction to fill. */
+	size_t len = MANY_PAGES * psize();
+	char *gaps = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	ASSERT_NE(gaps, MAP_FAILED);
+	for (size_t i = 0; i < len; i += 2 * psize())
+		madvise(gaps + i, psize(), MADV_DONTNEED);
+	ASSERT_TRUE(set_setting("/proc/sys/vm/compact_memory", "1"));
+	munmap(gaps, len);
+	/* Where there is no room for a large folio it is split, see below. */
+	if (area->size != BASE && is_shared(area))
+		forget(area, area->first, area->nr - area->first);
+}
+
+TEST_F_TIMEOUT(soft_dirty, compaction, TIMEOUT)
+{
+	if (access("/proc/sys/vm/compact_memory", F_OK))
+		SKIP(return, "no compaction");
+	across(_metadata, &self->area, compact);
+}
+
+static void split_folios(struct __test_metadata *_metadata, struct area *area)
+{
+	char request[128];
+
+	snprintf(request, sizeof(request), "%d,0x%lx,0x%lx", getpid(),
+		 (unsigned long)page_addr(area, area->first),
+		 (unsigned long)page_addr(area, area->nr));
+	ASSERT_TRUE(set_setting("/sys/kernel/debug/split_huge_pages", request));
+	/* What belongs to a file is unmapped for it. */
+	if (area->size != BASE && is_shared(area))
+		forget(area, area->first, area->nr - area->first);
+	look(_metadata, area);
+	for (size_t i = area->first; i < area->nr; i++)
+		EXPECT_FALSE(area->pages[i].huge);
+}
+
+TEST_F_TIMEOUT(soft_dirty, folio_split, TIMEOUT)
+{
+	if (self->area.size == BASE)
+		SKIP(return, "no large folio to split");
+	if (access("/sys/kernel/debug/split_huge_pages", F_OK))
+		SKIP(return, "no split_huge_pages in debugfs");
+	across(_metadata, &self->area, split_folios);
+}
+
+static void lock_and_unlock(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t nr = area->nr - area->first;
+
+	if (nr > MANY_PAGES)
+		nr = MANY_PAGES;
+	ASSERT_EQ(mlock(page_addr(area, area->first), nr * psize()), 0);
+	/* What is private and writable is faulted in as by writes. */
+	for (size_t i = area->first; i < area->first + nr && !is_shared(area); i++)
+		area->pages[i].may = true;
+	check(_metadata, area, "locked");
+	ASSERT_EQ(munlock(page_addr(area, area->first), nr * psize()), 0);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mlock, TIMEOUT)
+{
+	across(_metadata, &self->area, lock_and_unlock);
+}
+
+/* Writeback takes the dirty bit and the write permission: not what was tracked. */
+static void write_back(struct __test_metadata *_metadata, struct area *area)
+{
+	ASSERT_EQ(msync(page_addr(area, area->first), (area->nr - area->first) * psize(),
+			MS_SYNC), 0);
+	check(_metadata, area, "msync");
+	if (area->fd >= 0)
+		ASSERT_EQ(fsync(area->fd), 0);
+	check(_metadata, area, "fsync");
+	write_pages(area, chosen);
+	check(_metadata, area, "written again");
+	sync();
+}
+
+TEST_F_TIMEOUT(soft_dirty, writeback, TIMEOUT)
+{
+	across(_metadata, &self->area, write_back);
+}
+
+/* The sum of the counters of /proc/vmstat that begin with NAME. */
+static long vmstat(const char *name)
+{
+	FILE *file = fopen("/proc/vmstat", "r");
+	char found[64];
+	long value, sum = 0;
+
+	if (!file)
+		return 0;
+	while (fscanf(file, "%63s %ld", found, &value) == 2)
+		if (!strncmp(found, name, strlen(name)))
+			sum += value;
+	fclose(file);
+	return sum;
+}
+
+static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *area)
+{
+	const char *dir = "/sys/kernel/debug/sched/numa_balancing";
+	static const char * const names[] = {
+		"scan_period_min_ms", "scan_period_max_ms", "scan_delay_ms"
+	};
+	cpu_set_t cpus, before;
+	char path[128];
+	long updates;
+
+	/* Only pages that are not where the process runs get hints. */
+	ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+	CPU_ZERO(&cpus);
+	CPU_SET(0, &cpus);
+	ASSERT_EQ(sched_setaffinity(0, sizeof(cpus), &cpus), 0);
+	EXPECT_GT(migrate(area, 1), (long)(area->nr - area->first) / 2);
+	updates = vmstat("numa_pte_updates");
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, names[i]);
+		ASSERT_TRUE(set_setting(path, "10"));
+	}
+	ASSERT_TRUE(set_setting("/proc/sys/kernel/numa_balancing", "1"));
+	/* The scan is done on the time of the process, so use some. */
+	for (int i = 0; i < 2000 && vmstat("numa_pte_updates") < updates + 64; i++)
+		for (volatile int spin = 0; spin < 100000; spin++)
+			;
+	EXPECT_GE(vmstat("numa_pte_updates"), updates + 64);
+	check(_metadata, area, "NUMA hints set");
+	read_pages(area);
+	ASSERT_TRUE(set_setting("/proc/sys/kernel/numa_balancing", "0"));
+	ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
+}
+
+TEST_F_TIMEOUT(soft_dirty, numa_hinting, TIMEOUT)
+{
+	if (!have_two_nodes() || access("/proc/sys/kernel/numa_balancing", W_OK) ||
+	    access("/sys/kernel/debug/sched/numa_balancing", F_OK))
+		SKIP(return, "no NUMA balancing between two nodes");
+	if (is_shared(&self->area))
+		SKIP(return, "NUMA hints are for what one process has");
+	across(_metadata, &self->area, wait_for_numa_hints);
+}
+
+/* KSM. */
+
+static bool wait_for_ksm(void)
+{
+	long scans = get_number("/sys/kernel/mm/ksm/full_scans");
+
+	for (int i = 0; i < 600; i++) {
+		if (get_number("/sys/kernel/mm/ksm/full_scans") >= scans + 3)
+			return true;
+		usleep(100 * 1000);
+	}
+	return false;
+}
+
+/* Pages with the same content: value 0 ones among them, which KSM treats on its own. */
+static void fill_alike(struct area *area, size_t first, size_t nr, size_t alike)
+{
+	for (size_t i = first; i < first + nr; i++) {
+		area->pages[i].value = (i - first) / alike % 251;
+		memset(page_addr(area, i), area->pages[i].value, psize());
+	}
+}
+
+TEST_F_TIMEOUT(soft_dirty, ksm, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t nr = BASE_PAGES - area->first;
+	size_t merged = 0;
+
+	if (area->kind != ANON)
+		SKIP(return, "KSM is for anonymous memory");
+	if (access("/sys/kernel/mm/ksm/run", F_OK))
+		SKIP(return, "no KSM");
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/run", "2"));
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/pages_to_scan", "10000"));
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/sleep_millisecs", "1"));
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/use_zero_pages", "1"));
+	set_setting("/sys/kernel/mm/ksm/smart_scan", "0");
+
+	fill_alike(area, area->first, nr, 16);
+	clear_refs(_metadata, area);
+	for (size_t i = area->first; i < area->first + nr; i++) {
+		if (!chosen(i))
+			continue;
+		/* The same value again is a write all the same. */
+		*page_byte(area, i) = area->pages[i].value;
+		written(area, i);
+	}
+	check(_metadata, area, "before");
+
+	madvise_pages(_metadata, area, area->first, nr, MADV_MERGEABLE);
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/run", "1"));
+	EXPECT_TRUE(wait_for_ksm());
+	check(_metadata, area, "merged");
+	for (size_t i = area->first + 1; i < area->first + nr; i++)
+		merged += PAGEMAP_PFN(area->entries[i]) ==
+			  PAGEMAP_PFN(area->entries[i - 1]);
+	EXPECT_GT(merged, nr / 2);
+
+	ASSERT_TRUE(set_setting("/sys/kernel/mm/ksm/run", "0"));
+	for (size_t i = area->first; i < area->first + nr; i++)
+		if (chosen_later(i))
+			write_page(area, i);
+	check(_metadata, area, "merged, written");
+	clear_refs(_metadata, area);
+	check(_metadata, area, "merged, cleared");
+	for (size_t i = area->first; i < area->first + nr; i += 5)
+		write_page(area, i);
+	check(_metadata, area, "merged, cleared, written");
+
+	madvise_pages(_metadata, area, area->first, nr, MADV_UNMERGEABLE);
+	check(_metadata, area, "unmerged");
+	check_content(_metadata, area);
+}
+
+/* userfaultfd. */
+
+static int open_uffd(unsigned long features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api)) {
+		close(uffd);
+		return -1;
+	}
+	return uffd;
+}
+
+static bool uffd_register_pages(int uffd, struct area *area, size_t first, size_t nr,
+				unsigned long mode)
+{
+	struct uffdio_register arg = {
+		.range.start = (unsigned long)page_addr(area, first),
+		.range.len = nr * psize(),
+		.mode = mode,
+	};
+
+	return !ioctl(uffd, UFFDIO_REGISTER, &arg);
+}
+
+/* What comes by userfaultfd is new, and reads dirty; the zero page was there before. */
+TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_move, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t hole = PAGE_C + 5, len = 3;
+	char *from = map_apart(2 * psize(), psize(), PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct uffdio_copy copy = {
+		.dst = (unsigned long)page_addr(area, hole),
+		.src = (unsigned long)from,
+		.len = psize(),
+	};
+	struct uffdio_zeropage zeropage = {
+		.range.start = (unsigned long)page_addr(area, hole + 1),
+		.range.len = psize(),
+	};
+	struct uffdio_move move = {
+		.dst = (unsigned long)page_addr(area, hole + 2),
+		.src = (unsigned long)from + psize(),
+		.len = psize(),
+	};
+	int uffd;
+
+	if (area->kind != ANON)
+		SKIP(return, "userfaultfd moves anonymous memory only");
+	uffd = open_uffd(0);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd");
+	ASSERT_TRUE(uffd_register_pages(uffd, area, hole, len, UFFDIO_REGISTER_MODE_MISSING));
+	memset(from, 0, 2 * psize());
+	write_pages(area, chosen);
+	madvise_pages(_metadata, area, hole, len, MADV_DONTNEED);
+	for (size_t i = hole; i < hole + len; i++)
+		area->pages[i] = (struct page){ .gone = true };
+	clear_refs(_metadata, area);
+	write_pages(area, chosen_later);
+
+	ASSERT_EQ(ioctl(uffd, UFFDIO_COPY, &copy), 0);
+	ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zeropage), 0);
+	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
+	area->pages[hole] = (struct page){ .must = true };
+	area->pages[hole + 1] = (struct page){};
+	area->pages[hole + 2] = (struct page){ .must = true };
+	check(_metadata, area, "copied, zero, moved");
+
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared");
+	write_page(area, hole);
+	write_page(area, hole + 1);
+	check(_metadata, area, "cleared, written");
+	check_content(_metadata, area);
+	close(uffd);
+}
+
+/* The pages that PAGEMAP_SCAN says were written, and with it write-protects again. */
+static size_t scan_written(struct __test_metadata *_metadata, struct area *area,
+			   bool protect, bool *found)
+{
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = protect ? PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC : 0,
+		.start = (unsigned long)page_addr(area, area->first),
+		.end = (unsigned long)page_addr(area, area->nr),
+		.vec = (unsigned long)area->regions,
+		.vec_len = area->nr,
+		.category_mask = PAGE_IS_WRITTEN,
+		.return_mask = PAGE_IS_WRITTEN,
+	};
+	long regions = ioctl(area->pagemap, PAGEMAP_SCAN, &arg);
+	size_t nr = 0;
+
+	ASSERT_GE(regions, 0);
+	memset(found, 0, area->nr);
+	for (long i = 0; i < regions; i++) {
+		size_t page = (area->regions[i].start - (unsigned long)area->mem) / psize();
+		size_t end = (area->regions[i].end - (unsigned long)area->mem) / psize();
+
+		for (; page < end; page++, nr++)
+			found[page] = true;
+	}
+	return nr;
+}
+
+/* Two trackers on the same pages: neither sees or loses what the other clears. */
+TEST_F_TIMEOUT(soft_dirty, uffd_wp_async, TIMEOUT)
+{
+	struct area *area = &self->area;
+	bool *found = calloc(area->nr, sizeof(*found));
+	int uffd;
+
+	if (is_file(area))
+		SKIP(return, "userfaultfd does not write-protect files");
+	uffd = open_uffd(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	if (uffd < 0)
+		SKIP(return, "no asynchronous userfaultfd write-protection");
+	ASSERT_TRUE(uffd_register_pages(uffd, area, area->first, area->nr - area->first,
+					UFFDIO_REGISTER_MODE_WP));
+
+	/* Both start at the same time, and see the same. */
+	scan_written(_metadata, area, true, found);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "write-protected");
+	EXPECT_EQ(scan_written(_metadata, area, false, found), 0);
+	write_pages(area, chosen);
+	check(_metadata, area, "write-protected, written");
+	scan_written(_metadata, area, false, found);
+	for (size_t i = area->first; i < area->nr; i++)
+		EXPECT_TRUE(found[i] || !area->pages[i].must);
+
+	/* Clear soft-dirty: what was written for userfaultfd stays so. */
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared");
+	write_pages(area, chosen_later);
+	check(_metadata, area, "cleared, written");
+	scan_written(_metadata, area, false, found);
+	for (size_t i = area->first; i < area->nr; i++)
+		EXPECT_TRUE(found[i] || !(chosen(i) || chosen_later(i)));
+
+	/* Write-protect: what is soft-dirty stays so. */
+	scan_written(_metadata, area, true, found);
+	check(_metadata, area, "write-protected again");
+	EXPECT_EQ(scan_written(_metadata, area, false, found), 0);
+	write_pages(area, chosen);
+	check(_metadata, area, "write-protected again, written");
+	check_content(_metadata, area);
+	close(uffd);
+	free(found);
+}
+
+struct resolver {
+	int uffd;
+	atomic_bool stop;
+	atomic_int faults;
+};
+
+static void *resolve_faults(void *arg)
+{
+	struct resolver *self = arg;
+	struct pollfd pollfd = { .fd = self->uffd, .events = POLLIN };
+	struct uffd_msg msg;
+
+	while (!self->stop) {
+		struct uffdio_writeprotect unprotect = { .range.len = psize() };
+
+		if (poll(&pollfd, 1, 10) <= 0 ||
+		    read(self->uffd, &msg, sizeof(msg)) != sizeof(msg))
+			continue;
+		unprotect.range.start = msg.arg.pagefault.address & ~(psize() - 1UL);
+		self->faults++;
+		ioctl(self->uffd, UFFDIO_WRITEPROTECT, &unprotect);
+	}
+	return NULL;
+}
+
+TEST_F_TIMEOUT(soft_dirty, uffd_wp_sync, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct uffdio_writeprotect protect = {
+		.range.start = (unsigned long)page_addr(area, area->first),
+		.range.len = (area->nr - area->first) * psize(),
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	struct resolver resolver = {};
+	pthread_t thread;
+
+	if (is_file(area))
+		SKIP(return, "userfaultfd does not write-protect files");
+	resolver.uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	if (resolver.uffd < 0)
+		SKIP(return, "no userfaultfd write-protection");
+	ASSERT_TRUE(uffd_register_pages(resolver.uffd, area, area->first,
+					area->nr - area->first, UFFDIO_REGISTER_MODE_WP));
+	ASSERT_EQ(pthread_create(&thread, NULL, resolve_faults, &resolver), 0);
+
+	write_pages(area, chosen);
+	ASSERT_EQ(ioctl(resolver.uffd, UFFDIO_WRITEPROTECT, &protect), 0);
+	/* The PMD of shared memory is split for that, which unmaps its pages. */
+	if (area->size == PMD && is_shared(area))
+		forget(area, 0, area->nr);
+	check(_metadata, area, "write-protected");
+	write_page(area, PAGE_A);
+	check(_metadata, area, "write-protected, written");
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared");
+	write_page(area, PAGE_A);
+	write_page(area, PAGE_C);
+	check(_metadata, area, "cleared, written");
+	EXPECT_GE(resolver.faults, 2);
+
+	resolver.stop = true;
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	close(resolver.uffd);
+	check_content(_metadata, area);
+}
+
+/* Threads. */
+
+#define MAX_WRITERS	8
+#define ROUNDS		8
+
+struct writers {
+	struct area *area;
+	size_t nr;		/* pages that they write */
+	pthread_barrier_t begin, end;
+	atomic_bool stop;
+	atomic_uchar *touched;	/* by page */
+};
+
+struct writer {
+	struct writers *all;
+	pthread_t thread;
+	unsigned int seed;
+	int cpu;
+};
+
+static void *write_in_rounds(void *arg)
+{
+	struct writer *self = arg;
+	struct writers *all = self->all;
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(self->cpu, &cpus);
+	sched_setaffinity(0, sizeof(cpus), &cpus);
+	for (;;) {
+		pthread_barrier_wait(&all->begin);
+		if (all->stop)
+			return NULL;
+		for (int i = 0; i < 40; i++) {
+			size_t page = all->area->first + rand_r(&self->seed) % all->nr;
+			size_t offset = rand_r(&self->seed) % psize();
+
+			page_addr(all->area, page)[offset] = rand_r(&self->seed);
+			all->touched[page] = 1;
+		}
+		pthread_barrier_wait(&all->end);
+	}
+}
+
+/*
+ * What this is for: a copy that is made while threads write, round by round, of
+ * the pages alone that read soft-dirty, is the memory in the end.
+ */
+TEST_F_TIMEOUT(soft_dirty, copy_by_rounds, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct writers all = { .area = area, .nr = area->nr - area->first };
+	struct writer writers[MAX_WRITERS];
+	int nr_writers = sysconf(_SC_NPROCESSORS_ONLN);
+	size_t differ = 0;
+	char *copy;
+
+	if (nr_writers > MAX_WRITERS)
+		nr_writers = MAX_WRITERS;
+	if (all.nr > MANY_PAGES)
+		all.nr = MANY_PAGES;
+	all.touched = calloc(area->nr, sizeof(*all.touched));
+	copy = malloc(all.nr * psize());
+	ASSERT_NE(copy, NULL);
+	ASSERT_EQ(pthread_barrier_init(&all.begin, NULL, nr_writers + 1), 0);
+	ASSERT_EQ(pthread_barrier_init(&all.end, NULL, nr_writers + 1), 0);
+	for (int i = 0; i < nr_writers; i++) {
+		writers[i] = (struct writer){ .all = &all, .seed = i + 1, .cpu = i };
+		ASSERT_EQ(pthread_create(&writers[i].thread, NULL, write_in_rounds,
+					 &writers[i]), 0);
+	}
+
+	memcpy(copy, page_addr(area, area->first), all.nr * psize());
+	clear_refs(_metadata, area);
+	for (int round = 0; round < ROUNDS; round++) {
+		pthread_barrier_wait(&all.begin);
+		pthread_barrier_wait(&all.end);
+		for (size_t i = area->first; i < area->first + all.nr; i++) {
+			if (all.touched[i])
+				written(area, i);
+			all.touched[i] = 0;
+		}
+		check(_metadata, area, "round");
+		for (size_t i = 0; i < all.nr; i++)
+			if (area->entries[area->first + i] & PM_SOFT_DIRTY)
+				memcpy(copy + i * psize(),
+				       page_addr(area, area->first + i), psize());
+		clear_refs(_metadata, area);
+	}
+	all.stop = true;
+	pthread_barrier_wait(&all.begin);
+	for (int i = 0; i < nr_writers; i++)
+		ASSERT_EQ(pthread_join(writers[i].thread, NULL), 0);
+
+	for (size_t i = 0; i < all.nr; i++)
+		differ += !!memcmp(copy + i * psize(), page_addr(area, area->first + i),
+				   psize());
+	EXPECT_EQ(differ, 0);
+	free(copy);
+	free(all.touched);
+}
+
+/* Whole page tables, which mremap could move without a look at their entries. */
+
+FIXTURE(table)
+{
+	struct area area;
+};
+
+FIXTURE_VARIANT(table)
+{
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(table, anon) { .kind = ANON };
+FIXTURE_VARIANT_ADD(table, memfd) { .kind = MEMFD };
+
+FIXTURE_SETUP(table)
+{
+	const char *lack = make_area(_metadata, &self->area, variant->kind, TABLE,
+				     PROT_READ | PROT_WRITE);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+}
+
+FIXTURE_TEARDOWN(table)
+{
+	restore_settings();
+}
+
+TEST_F_TIMEOUT(table, mremap_moved, TIMEOUT)
+{
+	across(_metadata, &self->area, mremap_move);
+}
+
+/* Collapse into a larger folio. */
+
+FIXTURE(collapse)
+{
+	struct area area;
+	size_t unit;
+};
+
+FIXTURE_VARIANT(collapse)
+{
+	bool khugepaged;	/* or MADV_COLLAPSE */
+	bool pmd;		/* or an mTHP of sixteen pages */
+	int prot;		/* of the memory by then */
+};
+
+FIXTURE_VARIANT_ADD(collapse, pmd_madvise)
+{
+	.pmd = true, .prot = PROT_READ | PROT_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(collapse, pmd_madvise_readonly)
+{
+	.pmd = true, .prot = PROT_READ,
+};
+
+FIXTURE_VARIANT_ADD(collapse, pmd_khugepaged)
+{
+	.khugepaged = true, .pmd = true, .prot = PROT_READ | PROT_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(collapse, pmd_khugepaged_readonly)
+{
+	.khugepaged = true, .pmd = true, .prot = PROT_READ,
+};
+
+FIXTURE_VARIANT_ADD(collapse, mthp_khugepaged)
+{
+	.khugepaged = true, .prot = PROT_READ | PROT_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(collapse, mthp_khugepaged_readonly)
+{
+	.khugepaged = true, .prot = PROT_READ,
+};
+
+FIXTURE_SETUP(collapse)
+{
+	const char *lack;
+	char path[128];
+
+	if (!pmd_pages())
+		SKIP(return, "no transparent huge pages");
+	self->unit = variant->pmd ? pmd_pages() : 16;
+	snprintf(path, sizeof(path),
+		 "/sys/kernel/mm/transparent_hugepage/hugepages-%zukB/stats/collapse_alloc",
+		 self->unit * psize() >> 10);
+	if (!variant->pmd && access(path, F_OK))
+		SKIP(return, "khugepaged has PMD-mapped huge pages only");
+	lack = make_area(_metadata, &self->area, ANON, TABLE, PROT_READ | PROT_WRITE);
+	if (lack)
+		SKIP(return, "%s", lack);
+}
+
+FIXTURE_TEARDOWN(collapse)
+{
+	restore_settings();
+}
+
+/* How many units of the area are one block of memory. */
+static size_t nr_blocks(struct __test_metadata *_metadata, struct area *area, size_t unit)
+{
+	size_t nr = 0;
+
+	look(_metadata, area);
+	for (size_t i = 0; i < area->nr; i += unit)
+		nr += is_block(area, i, unit);
+	return nr;
+}
+
+static void start_khugepaged(struct area *area, size_t unit)
+{
+	struct thp_settings new;
+
+	allow_orders(unit);
+	thp_read_settings(&new);
+	new.khugepaged.alloc_sleep_millisecs = 10;
+	new.khugepaged.scan_sleep_millisecs = 10;
+	new.khugepaged.pages_to_scan = area->nr * 4;
+	/* Of mTHPs only those that are full. */
+	new.khugepaged.max_ptes_none = 0;
+	thp_write_settings(&new);
+}
+
+TEST_F_TIMEOUT(collapse, keeps_what_was_written, TIMEOUT)
+{
+	struct area *area = &self->area;
+	size_t blocks;
+
+	clear_refs(_metadata, area);
+	write_pages(area, chosen);
+	blocks = nr_blocks(_metadata, area, self->unit);
+	protect(_metadata, area, 0, area->nr, variant->prot);
+	check(_metadata, area, "before");
+
+	if (variant->khugepaged) {
+		start_khugepaged(area, self->unit);
+		madvise_pages(_metadata, area, 0, area->nr, MADV_HUGEPAGE);
+		for (int i = 0; i < 300 && nr_blocks(_metadata, area, self->unit) <= blocks; i++)
+			usleep(100 * 1000);
+		allow_orders(0);
+	} else {
+		allow_orders(self->unit);
+		madvise_pages(_metadata, area, 0, area->nr, MADV_HUGEPAGE);
+		madvise_pages(_metadata, area, 0, area->nr, MADV_COLLAPSE);
+	}
+	EXPECT_GT(nr_blocks(_metadata, area, self->unit), blocks);
+
+	/* A page that was not written may share its new folio with one that was. */
+	for (size_t i = 0; i < area->nr; i++)
+		area->pages[i].may = true;
+	check(_metadata, area, "collapsed");
+	protect(_metadata, area, 0, area->nr, PROT_READ | PROT_WRITE);
+	check(_metadata, area, "collapsed, writable");
+	clear_refs(_metadata, area);
+	check(_metadata, area, "collapsed, cleared");
+	write_pages(area, chosen_later);
+	check(_metadata, area, "collapsed, cleared, written");
+	check_content(_metadata, area);
+}
+
+/* Swap entries: soft-dirty has a bit of its own there. */
+
+FIXTURE(swap)
+{
+	struct area area;
+	char *path;
+};
+
+FIXTURE_SETUP(swap)
+{
+	const char *lack = make_area(_metadata, &self->area, ANON, TABLE,
+				     PROT_READ | PROT_WRITE);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+	self->path = NULL;
+}
+
+FIXTURE_TEARDOWN(swap)
+{
+	if (self->path) {
+		swapoff(self->path);
+		unlink(self->path);
+	}
+	restore_settings();
+}
+
+/* The type and the offset of a swap entry, as pagemap has them. */
+#define SWAP_TYPE(entry)	((entry) & 0x1f)
+#define SWAP_OFFSET(entry)	(((entry) & (BIT_ULL(55) - 1)) >> 5)
+
+TEST_F_TIMEOUT(swap, keeps_type_and_offset, TIMEOUT)
+{
+	struct area *area = &self->area;
+	size_t nr = area->nr < MANY_PAGES ? area->nr : MANY_PAGES;
+	uint64_t *before = calloc(area->nr, sizeof(*before));
+	bool *used = calloc(MANY_PAGES + 1, sizeof(*used));
+	size_t changed = 0, bad = 0;
+
+	/* Each page its own content: who reads a wrong one will see it. */
+	for (size_t i = 0; i < nr; i++) {
+		for (size_t j = 0; j < psize(); j += sizeof(size_t))
+			*(size_t *)(page_addr(area, i) + j) = i * psize() + j;
+		area->pages[i].value = *page_byte(area, i);
+	}
+	clear_refs(_metadata, area);
+	for (size_t i = 0; i < nr; i++) {
+		if (!chosen(i))
+			continue;
+		*(volatile size_t *)page_addr(area, i) = i * psize();
+		written(area, i);
+	}
+
+	/* Fill the swap file to its last page. */
+	stop_swaps();
+	self->path = add_swap(_metadata, nr);
+	ASSERT_NE(self->path, NULL);
+	madvise_pages(_metadata, area, 0, nr, MADV_PAGEOUT);
+	check(_metadata, area, "paged out");
+	EXPECT_GT(nr_swapped(area), nr / 2);
+	memcpy(before, area->entries, area->nr * sizeof(*before));
+	for (size_t i = 0; i < nr; i++) {
+		if (!(before[i] & PM_SWAP) || SWAP_TYPE(before[i]) != SWAP_TYPE(before[0]))
+			continue;
+		bad += SWAP_OFFSET(before[i]) > nr || used[SWAP_OFFSET(before[i])];
+		if (SWAP_OFFSET(before[i]) <= nr)
+			used[SWAP_OFFSET(before[i])] = true;
+	}
+	EXPECT_EQ(bad, 0);
+
+	/* Clearing the bit changes nothing else. */
+	clear_refs(_metadata, area);
+	check(_metadata, area, "paged out, cleared");
+	for (size_t i = 0; i < nr; i++)
+		changed += (before[i] & ~PM_SOFT_DIRTY) != area->entries[i] &&
+			   (before[i] & area->entries[i] & PM_SWAP);
+	EXPECT_EQ(changed, 0);
+
+	for (size_t i = 0; i < nr; i++)
+		for (size_t j = 0; j < psize(); j += sizeof(size_t))
+			bad += *(size_t *)(page_addr(area, i) + j) != i * psize() + j;
+	EXPECT_EQ(bad, 0);
+	check(_metadata, area, "read back");
+	free(before);
+	free(used);
+}
+
+TEST_F_TIMEOUT(swap, with_exclusive_and_uffd, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t nr = BASE_PAGES;
+	struct uffdio_writeprotect protect = {
+		.range.len = nr / 2 * psize(),
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+	size_t wrong = 0;
+	int uffd;
+
+	uffd = open_uffd(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd write-protection");
+	ASSERT_TRUE(uffd_register_pages(uffd, area, 0, nr, UFFDIO_REGISTER_MODE_WP));
+	clear_refs(_metadata, area);
+	write_pages(area, chosen);
+	protect.range.start = (unsigned long)page_addr(area, 0);
+	ASSERT_EQ(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect), 0);
+
+	/* The pages are exclusive to this process. Half of them are write-protected. */
+	madvise_pages(_metadata, area, 0, nr, MADV_PAGEOUT);
+	check(_metadata, area, "paged out");
+	EXPECT_GT(nr_swapped(area), nr / 2);
+	for (size_t i = 0; i < nr; i++)
+		wrong += !!(area->entries[i] & PM_UFFD_WP) != (i < nr / 2);
+	EXPECT_EQ(wrong, 0);
+
+	/* Clear the one: the other stays. */
+	clear_refs(_metadata, area);
+	check(_metadata, area, "paged out, cleared");
+	for (size_t i = 0; i < nr; i++)
+		wrong += !!(area->entries[i] & PM_UFFD_WP) != (i < nr / 2);
+	EXPECT_EQ(wrong, 0);
+
+	/* Clear the other: nothing becomes dirty by that. */
+	protect.mode = 0;
+	ASSERT_EQ(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect), 0);
+	check(_metadata, area, "paged out, cleared, not protected any more");
+	for (size_t i = 0; i < nr; i++)
+		wrong += !!(area->entries[i] & PM_UFFD_WP);
+	EXPECT_EQ(wrong, 0);
+	write_pages(area, chosen_later);
+	check(_metadata, area, "written");
+	check_content(_metadata, area);
+	close(uffd);
+}
+
+/* hugetlb, which is not tracked. */
+
+FIXTURE(untracked)
+{
+	struct area area;
+};
+
+FIXTURE_SETUP(untracked)
+{
+	const char *lack = make_area(_metadata, &self->area, ANON, BASE,
+				     PROT_READ | PROT_WRITE);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+}
+
+FIXTURE_TEARDOWN(untracked)
+{
+	restore_settings();
+}
+
+TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
+{
+	unsigned long sizes[8];
+	int pagemap = self->area.pagemap;
+	int nr_sizes = detect_hugetlb_page_sizes(sizes, ARRAY_SIZE(sizes));
+	int nr_tried = 0;
+
+	for (int i = 0; i < nr_sizes; i++) {
+		char path[128];
+		char *page;
+		long before;
+
+		if (sizes[i] > 1UL << 30)
+			continue;
+		snprintf(path, sizeof(path), "/sys/kernel/mm/hugepages/hugepages-%lukB/nr_hugepages",
+			 sizes[i] >> 10);
+		before = get_number(path);
+		if (before < 1)
+			set_setting(path, "1");
+		page = mmap(NULL, sizes[i], PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
+			    __builtin_ctzl(sizes[i]) << MAP_HUGE_SHIFT, -1, 0);
+		if (page != MAP_FAILED) {
+			nr_tried++;
+			memset(page, 1, sizes[i]);
+			/* New, and a VMA that is new reads dirty. */
+			EXPECT_TRUE(pagemap_get_entry(pagemap, page) & PM_SOFT_DIRTY);
+			clear_refs(_metadata, &self->area);
+			EXPECT_FALSE(pagemap_get_entry(pagemap, page) & PM_SOFT_DIRTY);
+			write_page(&self->area, PAGE_A);
+			page[0] = 2;
+			page[sizes[i] - 1] = 3;
+			/* Not seen by pagemap, and no harm to what is. */
+			EXPECT_FALSE(pagemap_get_entry(pagemap, page) & PM_SOFT_DIRTY);
+			check(_metadata, &self->area, "beside hugetlb");
+			EXPECT_EQ(page[0], 2);
+			EXPECT_EQ(page[sizes[i] / 2], 1);
+			EXPECT_EQ(page[sizes[i] - 1], 3);
+			ASSERT_EQ(mprotect(page, sizes[i], PROT_READ), 0);
+			ASSERT_EQ(mprotect(page, sizes[i], PROT_READ | PROT_WRITE), 0);
+			page[1] = 4;
+			EXPECT_EQ(page[1], 4);
+			munmap(page, sizes[i]);
+		}
+		if (before == 0)
+			set_setting(path, "0");
+	}
+	if (!nr_tried)
+		SKIP(return, "no huge page to be had");
+}
+
+/* The file itself. */
+
+FIXTURE(interface)
+{
+	struct area area;
+};
+
+FIXTURE_SETUP(interface)
+{
+	const char *lack = make_area(_metadata, &self->area, ANON, BASE,
+				     PROT_READ | PROT_WRITE);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+	clear_refs(_metadata, &self->area);
+	write_pages(&self->area, chosen);
+}
+
+FIXTURE_TEARDOWN(interface)
+{
+	restore_settings();
+}
+
+TEST_F_TIMEOUT(interface, other_values_leave_the_bits, TIMEOUT)
+{
+	static const char * const values[] = { "1", "2", "3", "5", "5\n", " 1 " };
+
+	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
+		EXPECT_EQ(pwrite(self->area.clear_refs, values[i], strlen(values[i]), 0),
+			  (ssize_t)strlen(values[i]));
+		check(_metadata, &self->area, values[i]);
+	}
+}
+
+TEST_F_TIMEOUT(interface, bad_values_are_refused, TIMEOUT)
+{
+	static const char * const values[] = { "0", "6", "-4", "44", "four", "4 4", "" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
+		EXPECT_EQ(pwrite(self->area.clear_refs, values[i], strlen(values[i]), 0), -1)
+			TH_LOG("accepted: '%s'", values[i]);
+		EXPECT_EQ(errno, EINVAL);
+		check(_metadata, &self->area, values[i]);
+	}
+}
+
+TEST_F_TIMEOUT(interface, a_newline_may_follow, TIMEOUT)
+{
+	ASSERT_EQ(pwrite(self->area.clear_refs, "4\n", 2, 0), 2);
+	for (size_t i = 0; i < self->area.nr; i++)
+		self->area.pages[i].must = false;
+	check(_metadata, &self->area, "cleared");
+}
+
+TEST_F_TIMEOUT(interface, reading_is_refused, TIMEOUT)
+{
+	char c;
+
+	EXPECT_EQ(read(self->area.clear_refs, &c, 1), -1);
+	EXPECT_EQ(errno, EBADF);
+}
+
+TEST_F_TIMEOUT(interface, others_are_refused, TIMEOUT)
+{
+	char path[64];
+	int status;
+	pid_t pid;
+
+	snprintf(path, sizeof(path), "/proc/%d/clear_refs", getpid());
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		if (setgid(65534) || setuid(65534))
+			_exit(2);
+		_exit(open(path, O_WRONLY) >= 0 || errno != EACCES);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+	check(_metadata, &self->area, "after the attempt");
+}
+
+/* A VMA that is new reads dirty, touched or not, and so does one it merges with. */
+TEST_F_TIMEOUT(interface, a_new_vma_reads_dirty, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t first = PAGE_C, nr = 5;
+
+	ASSERT_EQ(munmap(page_addr(area, first), nr * psize()), 0);
+	ASSERT_EQ(mmap(page_addr(area, first), nr * psize(), PROT_READ | PROT_EXEC,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		  page_addr(area, first));
+	for (size_t i = first; i < first + nr; i++)
+		area->pages[i].must = true;
+	check(_metadata, area, "mapped anew");
+}
+
+int main(int argc, char **argv)
+{
+	int ret;
+
+	if (geteuid()) {
+		ksft_print_header();
+		ksft_exit_skip("needs root, for the settings of the system\n");
+	}
+	if (!softdirty_supported()) {
+		ksft_print_header();
+		ksft_exit_skip("soft-dirty is not supported\n");
+	}
+	save_settings();
+	ret = test_harness_run(argc, argv);
+	restore_settings();
+	return ret;
+}
