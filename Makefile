@@ -15,7 +15,7 @@ run: ## boot a kernel with the series and watch it track writes; PLAIN=1: withou
 test: ## everything that CI runs: checks, both bases, the lab itself
 	@$(LAB)test
 
-test-all: ## the whole matrix; hours
+test-all: ## the whole matrix; hours, and goes on where it was stopped
 	@$(LAB)test --all
 
 check: ## what can be checked without booting: shellcheck, flake8, pylint, checkpatch, series

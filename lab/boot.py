@@ -35,8 +35,8 @@ def run_boot(boot, tests, emulator=None, resume=False):
     """
     try:
         # A huge page takes 32 MB with 16K pages, 512 MB with 64K pages.
-        machine = qemu.VirtArm64(boot.cpu, smp=4, nodes=2,
-                                 mem="8G" if boot.kernel.page == "64k" else "4G")
+        mem = "8G" if boot.kernel.page == "64k" else "4G"
+        machine = qemu.MACHINES[boot.kernel.arch](boot.cpu, smp=4, mem=mem, nodes=2)
         machine.binary = str(emulator or machine.binary)
         version = machine.version()
         if resume:
@@ -74,7 +74,7 @@ def _judge(boot, tests, result, version):
     log = result.console.read_text(encoding="utf-8", errors="replace")
     found = [name for name, words in FEATURES.items()
              if f"CPU features: detected: {words}" in log]
-    top = ktap.Test(str(boot), log=[version, f"features: {' '.join(found)}"])
+    top = ktap.Test(str(boot), log=[version, f"features: {' '.join(found) or 'none'}"])
     if boot.kernel.debug and not boot.kernel.plain:
         top.tests.append(_validated(log))
     for name in tests:

@@ -13,6 +13,8 @@ from lab.util import BUILD, ROOT, LabError, locked, output, step
 GUEST = BUILD / "guest"
 INIT = ROOT / "lab/guest/init"
 SCRATCH_SIZE = "1G"     # sparse, so it costs what is written
+# Debian's name of each architecture, and the e_machine of its ELF files.
+ARCHES = {"arm64": ("arm64", b"\xb7\0"), "x86_64": ("amd64", b"\x3e\0")}
 
 
 def _archive(folder, cpio):
@@ -25,16 +27,16 @@ def _archive(folder, cpio):
     aside.rename(cpio)
 
 
-def base():
-    """The part of the initramfs that is the same for all guests."""
+def base(arch):
+    """The part of the initramfs that is the same for all guests of the architecture ARCH."""
     GUEST.mkdir(parents=True, exist_ok=True)
-    cpio = GUEST / "base.cpio"
+    cpio = GUEST / f"base-{arch}.cpio"
     with locked("guest"):
         if cpio.exists() and cpio.stat().st_mtime > INIT.stat().st_mtime:
             return cpio
-        found = packages.download("busybox-static", arch="arm64")
+        found = packages.download("busybox-static", arch=ARCHES[arch][0])
         if not found:
-            raise LabError("the archive does not offer busybox-static for arm64")
+            raise LabError(f"the archive does not offer busybox-static for {arch}")
         with step("making the guest's initramfs"), \
                 tempfile.TemporaryDirectory(dir=GUEST) as scratch:
             packages.extract(found[0], ["./bin/busybox"], scratch)
@@ -57,18 +59,18 @@ def scratch_disk():
     return disk
 
 
-def initramfs(to, command=None, files=()):
-    """Write to the file TO an initramfs that runs COMMAND, or a shell if it is None.
+def initramfs(to, arch, command=None, files=()):
+    """Write to TO an initramfs for ARCH that runs COMMAND, or a shell if it is None.
 
     COMMAND is a list whose first element is a program on the host, copied to
     /root. FILES are pairs of a host path (file or directory) and a guest path.
     """
-    common = base()
+    common = base(arch)
     with tempfile.TemporaryDirectory(dir=GUEST) as scratch:
         top = Path(scratch)
         if command:
             program = Path(command[0])
-            _check_program(program)
+            _check_program(program, arch)
             files = [*files, (program, f"/root/{program.name}")]
         for host, guest in files:
             _copy(Path(host), top / guest.lstrip("/"))
@@ -88,14 +90,14 @@ def initramfs(to, command=None, files=()):
         extra.unlink()
 
 
-def _check_program(path):
-    """LabError unless the file PATH is something that an arm64 guest can run."""
+def _check_program(path, arch):
+    """LabError unless the file PATH is something that a guest of ARCH can run."""
     if not path.is_file():
         raise LabError(f"{path}: no such file")
     with open(path, "rb") as file:
         head = file.read(20)
-    if head[:4] == b"\x7fELF" and head[18:20] != b"\xb7\0":      # e_machine: EM_AARCH64
-        raise LabError(f"{path}: not an arm64 executable")
+    if head[:4] == b"\x7fELF" and head[18:20] != ARCHES[arch][1]:
+        raise LabError(f"{path}: not an {arch} executable")
 
 
 def _copy(host, to):

@@ -12,7 +12,9 @@ CONFIGS = ROOT / "configs"
 KERNELS = BUILD / "kernel"
 PAGES = ("4k", "16k", "64k")
 VA_BITS = (39, 48, 52)
-MAKE = ("make", "ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-")
+# Of each architecture the compiler's prefix, and the bootable image.
+ARCHES = {"arm64": ("aarch64-linux-gnu-", "arch/arm64/boot/Image"),
+          "x86_64": ("x86_64-linux-gnu-", "arch/x86/boot/bzImage")}
 # Nothing of the machine or the day in the image, so that ccache finds it again.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
@@ -28,6 +30,7 @@ class Kernel:
     """Which kernel to build: base, page size, options; plain is without the series.
 
     va is the size of the address space in bits; None leaves it to the base's default.
+    x86-64 has neither a choice of that nor of the page size.
     """
 
     base: str
@@ -37,6 +40,7 @@ class Kernel:
     plain: bool = False
     va: int | None = None
     kasan: bool = False
+    arch: str = "arm64"
 
     def __post_init__(self):
         if self.page not in PAGES:
@@ -44,7 +48,8 @@ class Kernel:
 
     def __str__(self):
         kind = "plain" if self.plain else "soft-dirty" if self.soft_dirty else "off"
-        return "-".join([self.base, self.page] + [f"va{self.va}"] * bool(self.va) + [kind]
+        size = self.page if self.arch == "arm64" else self.arch
+        return "-".join([self.base, size] + [f"va{self.va}"] * bool(self.va) + [kind]
                         + ["debug"] * self.debug + ["kasan"] * self.kasan)
 
     @property
@@ -55,11 +60,13 @@ class Kernel:
     @property
     def image(self):
         """The bootable image."""
-        return self.out / "arch/arm64/boot/Image"
+        return self.out / ARCHES[self.arch][1]
 
     def fragments(self):
         """The configuration fragments, in the order in which they apply."""
-        names = ["base", f"base-{self.base}", f"page-{self.page}"]
+        names = ["base", f"arch-{self.arch}", f"base-{self.base}"]
+        if self.arch == "arm64":
+            names.append(f"page-{self.page}")
         if self.va:
             names.append(f"va-{self.va}")
         if not self.plain:
@@ -77,12 +84,17 @@ class Kernel:
         return (trees.make_plain if self.plain else trees.make)(self.base)
 
 
+def make(arch):
+    """The make command for the kernel and its selftests on the architecture ARCH."""
+    return ["make", f"ARCH={arch}", f"CROSS_COMPILE={ARCHES[arch][0]}"]
+
+
 def _configure(kernel, tree):
     """Write the .config; LabError if Kconfig drops something that a fragment asks for."""
     wanted = "".join(path.read_text(encoding="utf-8") for path in kernel.fragments())
     allconfig = kernel.out / "lab.config"
     write_if_changed(allconfig, wanted)
-    run_logged([*MAKE, "-C", tree, f"O={kernel.out.resolve()}",
+    run_logged([*make(kernel.arch), "-C", tree, f"O={kernel.out.resolve()}",
                 f"KCONFIG_ALLCONFIG={allconfig.resolve()}", "allnoconfig"], f"config-{kernel}")
     got = set((kernel.out / ".config").read_text(encoding="utf-8").splitlines())
     for path in kernel.fragments():
@@ -105,10 +117,11 @@ def build(kernel):
     """Build KERNEL unless its image is up to date, and return the image's path."""
     packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
     tree = kernel.tree()
+    compiler = f"{ARCHES[kernel.arch][0]}gcc"
     with locked(f"kernel-{kernel}"):
         stamp = kernel.out / "lab.stamp"
         state = sha256(trees.state(tree), *kernel.fragments(),
-                       output(["aarch64-linux-gnu-gcc", "--version"])) + "\n"
+                       output([compiler, "--version"])) + "\n"
         if kernel.image.exists() and stamp.exists() \
                 and stamp.read_text(encoding="utf-8") == state:
             return kernel.image
@@ -116,9 +129,9 @@ def build(kernel):
             kernel.out.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
             _configure(kernel, tree)
-            run_logged([*MAKE, "-C", tree, f"O={kernel.out.resolve()}", f"-j{os.cpu_count()}",
-                        "CC=ccache aarch64-linux-gnu-gcc", "Image"], f"kernel-{kernel}",
-                       env={**os.environ, **REPRODUCIBLE})
+            run_logged([*make(kernel.arch), "-C", tree, f"O={kernel.out.resolve()}",
+                        f"-j{os.cpu_count()}", f"CC=ccache {compiler}", kernel.image.name],
+                       f"kernel-{kernel}", env={**os.environ, **REPRODUCIBLE})
             stamp.write_text(state, encoding="utf-8")
     return kernel.image
 

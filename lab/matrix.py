@@ -15,6 +15,7 @@ SELFTESTS = (LEAD_TEST, OWN_TEST, "madv_populate", "pagemap_ioctl", "mkdirty", "
              "guard-regions", "ksm_functional_tests", "split_huge_page_test",
              "uffd-wp-mremap")
 ALL = (MAP, *SELFTESTS, FROM_LEAD)
+ON_X86 = (LEAD_TEST, OWN_TEST)      # what an x86-64 kernel is asked, to compare
 # What make test leaves to make test-all, by base and page size; the README says why.
 LEFT_OUT = {
     ("6.12", "4k"): ("split_huge_page_test",),
@@ -74,6 +75,7 @@ def narrow(everything):
         plain = [boot.plain() for boot in chosen]
         chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1")
                    for base in bases.names()]
+        chosen.append(Boot(Kernel(bases.LEAD, debug=True, arch="x86_64"), "max", ON_X86))
     return chosen + plain
 
 

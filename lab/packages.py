@@ -38,6 +38,10 @@ BUILD_TOOLS = {
     "xz": "xz-utils",
 }
 QEMU_TOOLS = {"qemu-system-aarch64": "qemu-system-arm"}
+X86_TOOLS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "x86_64-linux-gnu-gcc": "gcc-x86-64-linux-gnu",
+}
 CHECK_TOOLS = {
     "flake8": "flake8",
     "pylint": "pylint",

@@ -37,6 +37,7 @@ class Machine:
 
     binary = ""
     console = ""        # the kernel's name of the console
+    bus = ""            # how QEMU's names of its virtio devices end
 
     def __init__(self, cpu, smp=None, mem="1G", icount=False, nodes=1):
         if icount and smp not in (None, 1):
@@ -44,21 +45,23 @@ class Machine:
         self.cpu = cpu
         self.smp = smp or (1 if icount else 2)
         self.icount = icount
-        self.memory = ["-m", mem] if nodes == 1 else self._nodes(mem, nodes)
+        self.sizes = ["-smp", str(self.smp), "-m", mem]
+        if nodes != 1:
+            self.sizes = self._nodes(mem, nodes)
 
     def _nodes(self, mem, nodes):
-        """The options for NODES NUMA nodes that share the memory MEM and the CPUs evenly."""
+        """The options for NODES NUMA nodes, each a socket, with even parts of CPUs and MEM."""
         size = re.fullmatch(r"(\d+)([MG])", mem)
         if not size:
             raise LabError(f"--nodes divides the memory: --mem in M or G, not {mem!r}")
-        if not 1 <= nodes <= self.smp:
-            raise LabError(f"--nodes {nodes}: each node has a CPU, and there are {self.smp}")
-        share = int(size[1]) * {"M": 1, "G": 1024}[size[2]] // nodes
-        options = ["-m", f"{share * nodes}M"]
+        if nodes < 1 or self.smp % nodes:
+            raise LabError(f"--nodes {nodes}: each has the same number of the {self.smp} CPUs")
+        share, cpus = int(size[1]) * {"M": 1, "G": 1024}[size[2]] // nodes, self.smp // nodes
+        options = ["-smp", f"{self.smp},sockets={nodes}", "-m", f"{share * nodes}M"]
         for node in range(nodes):
-            first, beyond = (self.smp * number // nodes for number in (node, node + 1))
             options += ["-object", f"memory-backend-ram,id=node{node},size={share}M", "-numa",
-                        f"node,nodeid={node},memdev=node{node},cpus={first}-{beyond - 1}"]
+                        f"node,nodeid={node},memdev=node{node},"
+                        f"cpus={node * cpus}-{node * cpus + cpus - 1}"]
         return options
 
     def options(self):
@@ -71,7 +74,7 @@ class Machine:
 
     def command(self, image, initrd, append):
         """The whole command but for the channels."""
-        return [self.binary, *self.options(), "-smp", str(self.smp), *self.memory,
+        return [self.binary, *self.options(), *self.sizes,
                 *(["-icount", "shift=0"] if self.icount else []),
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", str(image), "-initrd", str(initrd), "-append",
@@ -83,6 +86,7 @@ class VirtArm64(Machine):
 
     binary = "qemu-system-aarch64"
     console = "ttyAMA0"
+    bus = "device"
 
     def options(self):
         machine, cpu = "virt,gic-version=3", self.cpu
@@ -90,6 +94,20 @@ class VirtArm64(Machine):
             machine += ",mte=on"
             cpu += ",pauth-impdef=on"       # the architected algorithm is slow to emulate
         return ["-machine", machine, "-cpu", cpu]
+
+
+class PcX86(Machine):
+    """QEMU's PC with an x86-64 CPU."""
+
+    binary = "qemu-system-x86_64"
+    console = "ttyS0"
+    bus = "pci"
+
+    def options(self):
+        return ["-machine", "q35", "-cpu", self.cpu]
+
+
+MACHINES = {"arm64": VirtArm64, "x86_64": PcX86}        # the one for each architecture
 
 
 @dataclass
@@ -124,10 +142,10 @@ def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False)
     disk = guest.scratch_disk()
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd, status = Path(scratch, "initrd"), Path(scratch, "status")
-        guest.initramfs(initrd, command, files)
-        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk),
+        guest.initramfs(initrd, kernel.arch, command, files)
+        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk, machine.bus),
                 "-serial", f"file:{console}",
-                "-device", "virtio-serial-device",
+                "-device", f"virtio-serial-{machine.bus}",
                 "-chardev", "file,id=output,path=/dev/fd/1",
                 "-device", "virtconsole,chardev=output",
                 "-chardev", f"file,id=status,path={status}",
@@ -203,18 +221,18 @@ def shell(machine, kernel, files=(), append=""):
     disk = guest.scratch_disk()
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd = Path(scratch, "initrd")
-        guest.initramfs(initrd, files=files)
-        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk),
+        guest.initramfs(initrd, kernel.arch, files=files)
+        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk, machine.bus),
                 "-serial", "mon:stdio"]
         say(show(argv))
         say("leave with 'exit', or kill the guest with Ctrl-A X")
         return subprocess.run(argv, check=False).returncode
 
 
-def _disk(path):
-    """QEMU's options for the guest's scratch disk."""
+def _disk(path, bus):
+    """QEMU's options for the guest's scratch disk PATH on BUS."""
     return ["-drive", f"if=none,id=scratch,format=raw,file={path},snapshot=on",
-            "-device", "virtio-blk-device,drive=scratch"]
+            "-device", f"virtio-blk-{bus},drive=scratch"]
 
 
 def _explain(result, ended, log, timeout):

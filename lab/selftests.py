@@ -1,44 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mm selftests: built static for arm64 by the kernel's own Makefile."""
+"""The mm selftests: built static by the kernel's own Makefile."""
 
 import os
 
 from lab import packages, trees
-from lab.kernel import MAKE
+from lab.kernel import make
 from lab.util import BUILD, LabError, locked, run_logged, sha256, step
 
 SELFTESTS = BUILD / "selftests"
 
 
-def build(base, names):
-    """Build the mm selftests NAMES of BASE with its series; the directory they are in.
+def build(base, names, arch):
+    """Build the mm selftests NAMES of BASE with its series for ARCH; the directory they are in.
 
     A name that the base does not have is an error.
     """
     packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
     tree = trees.make(base)
-    out = SELFTESTS / base
+    out = SELFTESTS / f"{base}-{arch}"
     programs = out / "mm"
     source = tree / "tools/testing/selftests/mm"
     for name in names:
         if not (source / f"{name}.c").exists():
             raise LabError(f"{base} has no mm selftest {name}")
-    with locked(f"selftests-{base}"):
+    with locked(f"selftests-{out.name}"):
         stamp = out / "lab.stamp"
         state = sha256(trees.state(tree), " ".join(names)) + "\n"
         if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
             return programs
-        with step(f"building the mm selftests of {base}"):
+        with step(f"building the mm selftests of {base} for {arch}"):
             programs.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
             headers = out / "headers"
-            run_logged([*MAKE, "-C", tree, f"O={headers.resolve()}", "headers"],
-                       f"headers-{base}")
+            run_logged([*make(arch), "-C", tree, f"O={headers.resolve()}", "headers"],
+                       f"headers-{out.name}")
             env = {**os.environ, "USERCFLAGS": "-static", "USERLDFLAGS": "-static"}
-            run_logged([*MAKE, "-C", source, f"-j{os.cpu_count()}",
+            run_logged([*make(arch), "-C", source, f"-j{os.cpu_count()}",
                         f"OUTPUT={programs.resolve()}",
                         f"KHDR_INCLUDES=-isystem {headers.resolve()}/usr/include",
                         *[f"{programs.resolve()}/{name}" for name in names]],
-                       f"selftests-{base}", env=env)
+                       f"selftests-{out.name}", env=env)
             stamp.write_text(state, encoding="utf-8")
     return programs

@@ -16,7 +16,7 @@ STORED = BUILD / "results/boots"
 def key(kernel, machine, tests, driver, arguments):
     """A hash of all that goes into the boot of KERNEL on MACHINE with TESTS (name: path)."""
     return sha256((kernel.out / "lab.stamp"), machine.version(),
-                  show(machine.command("", "", "")), guest.base(), driver, arguments,
+                  show(machine.command("", "", "")), guest.base(kernel.arch), driver, arguments,
                   *[part for pair in tests.items() for part in pair])
 
 

@@ -17,12 +17,13 @@ from lab.util import BUILD, ROOT, BaseGone, LabError, Parser, main, say
 RESULTS = BUILD / "results"
 
 
-def programs(base):
-    """The map program and the selftests of BASE, by name."""
+def programs(base, arch):
+    """The selftests of BASE for ARCH, and for arm64 the map program, by name."""
     source = trees.make(base) / "tools/testing/selftests/mm"
-    names = [name for name in SELFTESTS if (source / f"{name}.c").exists()]
-    folder = selftests.build(base, names)
-    found = {MAP: demo.build()}
+    names = [name for name in (SELFTESTS if arch == "arm64" else matrix.ON_X86)
+             if (source / f"{name}.c").exists()]
+    folder = selftests.build(base, names, arch)
+    found = {MAP: demo.build()} if arch == "arm64" else {}
     found.update({name: folder / name for name in names})
     return found
 
@@ -100,22 +101,24 @@ def lab_tests():
     return top
 
 
-def prepare():
-    """The programs to run for each base that can be had, and the tests of those that cannot."""
+def prepare(everything):
+    """The programs for each base and architecture that can be had, and tests of the others."""
     found, tests = {}, []
-    for base in bases.names():
+    wanted = [(base, "arm64") for base in bases.names()]
+    for base, arch in wanted + [(bases.LEAD, "x86_64")] * everything:
         try:
-            found[base] = programs(base)
+            found[base, arch] = programs(base, arch)
         except BaseGone as err:
             say(f"*** SKIPPED: {err}; last tested: {bases.load(base).tested} ***")
-            tests.append(ktap.Test(f"base {base}", skip=str(err)))
+            tests.append(ktap.Test(f"base {base} on {arch}", skip=str(err)))
         except LabError as err:
-            tests.append(ktap.Test(f"base {base}", passed=False, log=[str(err)]))
-    for base, tools in found.items():
+            tests.append(ktap.Test(f"base {base} on {arch}", passed=False, log=[str(err)]))
+    lead = found.get((bases.LEAD, "arm64"))
+    for (base, _), tools in found.items():
         if base == bases.LEAD:
             continue
-        if bases.LEAD in found:
-            tools[FROM_LEAD] = found[bases.LEAD][LEAD_TEST]
+        if lead:
+            tools[FROM_LEAD] = lead[LEAD_TEST]
         else:
             tests.append(ktap.Test(f"{FROM_LEAD} on {base}", skip=f"no {bases.LEAD} to build it"))
     return found, tests
@@ -124,7 +127,8 @@ def prepare():
 def boot_all(boots, found, tests, everything):
     """Build the kernels of BOOTS and boot them; the lab's own tests run meanwhile.
 
-    FOUND has the programs of each base. Adds to TESTS, and returns the test of each boot.
+    FOUND has the programs for each base and architecture. Adds to TESTS, and returns
+    the test of each boot.
     """
     newer = newqemu.path() if everything else None
     wide = set(matrix.wide())
@@ -132,7 +136,8 @@ def boot_all(boots, found, tests, everything):
     pool = ThreadPoolExecutor(max_workers=2)
     try:
         for kernel, guests in matrix.by_kernel(boots).items():
-            if kernel.base not in found:
+            tools = found.get((kernel.base, kernel.arch))
+            if not tools:
                 continue
             try:
                 build(kernel)
@@ -140,9 +145,8 @@ def boot_all(boots, found, tests, everything):
                 tests.append(ktap.Test(f"kernel {kernel}", passed=False, log=[str(err)]))
                 continue
             for boot in guests:
-                tools = {name: found[kernel.base][name] for name in boot.tests
-                         if name in found[kernel.base]}
-                running[boot] = pool.submit(run_boot, boot, tools,
+                chosen = {name: tools[name] for name in boot.tests if name in tools}
+                running[boot] = pool.submit(run_boot, boot, chosen,
                                             newer if boot in wide else None, everything)
         tests.append(lab_tests())
         return {boot: future.result() for boot, future in running.items()}
@@ -152,13 +156,14 @@ def boot_all(boots, found, tests, everything):
 
 def run(everything):
     """Run all of it; returns the tests, the tree whose parser reads them, and the wide ones."""
-    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.CHECK_TOOLS},
-                  packages.BUILD_FILES)
-    found, tests = prepare()
+    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.CHECK_TOOLS,
+                   **(packages.X86_TOOLS if everything else {})}, packages.BUILD_FILES)
+    found, tests = prepare(everything)
     if not found:
         raise LabError("no base to test: "
                        + "; ".join(leaf.skip or leaf.log[0] for leaf in tests))
-    tests.append(check.run(list(found)))
+    names = list(dict.fromkeys(base for base, _ in found))
+    tests.append(check.run(names))
     narrow, wide = matrix.narrow(everything), matrix.wide() if everything else []
     done = boot_all(narrow + wide, found, tests, everything)
     for test in tests:
@@ -170,7 +175,7 @@ def run(everything):
     wide = {boot: done[boot] for boot in wide if boot in done}
     if wide:
         tests.append(ktap.Test("wide matrix", tests=list(wide.values())))
-    return tests, trees.make(bases.LEAD if bases.LEAD in found else next(iter(found))), wide
+    return tests, trees.make(bases.LEAD if bases.LEAD in names else names[0]), wide
 
 
 def cli():

@@ -89,7 +89,7 @@ class BadInput(unittest.TestCase):
                          "--", "/bin/true"), "--icount")
 
     def test_nodes(self):
-        """--nodes with fewer CPUs than nodes is refused, or with memory that has no unit"""
+        """--nodes that cannot divide the CPUs is refused, or memory that has no unit"""
         self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "3", "--", "x"), "--nodes 3")
         self.refused(run("lab/vm", "--base", bases.LEAD, "--nodes", "2", "--mem", "1024",
                          "--", "x"), "'1024'")
@@ -123,15 +123,16 @@ class Kernels(unittest.TestCase):
         for kernel, name in ((Kernel("7.3", debug=True), "7.3-4k-soft-dirty-debug"),
                              (Kernel("6.12", "16k", plain=True), "6.12-16k-plain"),
                              (Kernel("7.3", va=39, kasan=True),
-                              "7.3-4k-va39-soft-dirty-kasan")):
+                              "7.3-4k-va39-soft-dirty-kasan"),
+                             (Kernel("7.3", arch="x86_64"), "7.3-x86_64-soft-dirty")):
             self.assertEqual(str(kernel), name)
 
     def test_fragments(self):
         """each choice adds its fragment"""
         chosen = Kernel("7.3", "64k", soft_dirty=False, debug=True, va=52, kasan=True)
         self.assertEqual([path.stem for path in chosen.fragments()],
-                         ["base", "base-7.3", "page-64k", "va-52", "soft-dirty-off", "debug",
-                          "kasan"])
+                         ["base", "arch-arm64", "base-7.3", "page-64k", "va-52",
+                          "soft-dirty-off", "debug", "kasan"])
 
 
 class Matrix(unittest.TestCase):
