@@ -19,6 +19,7 @@ from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked,
                       say, step)
 
 MUTANTS = ROOT / "tests/mutants"
+DRIVER = ROOT / "tests/first-failure.sh"
 TREE = trees.TREES / f"{LEAD}-mutant"
 IMAGES = BUILD / "mutants"
 CPU = "neoverse-n1"
@@ -180,23 +181,26 @@ def hunt(built, programs):
 
 def run_program(booted, name, path):
     """Boot BOOTED with the program NAME at PATH; what failed in it, or None."""
-    result = qemu.run(qemu.VirtArm64(CPU, mem="4G"), booted,
-                      [selftests.DRIVER, str(LIMIT), name], [(path, f"/root/mm/{name}")],
+    files = [(path, f"/root/mm/{name}"), (selftests.DRIVER, "/root/mm-selftests.sh")]
+    result = qemu.run(qemu.VirtArm64(CPU, mem="4G"), booted, [DRIVER, str(LIMIT), name], files,
                       timeout=LIMIT, quiet=True)
     return failure(name, result)
 
 
 def failure(name, result):
     """What failed in the run RESULT of the program NAME, or None."""
-    if result.status == EXIT_TIMEOUT:
-        return f"{name}: hangs, no end after {LIMIT}s"
     if result.splats:
         return f"{name}: the kernel complained: {result.splats[0][1].strip()}"
-    if result.status:
-        return f"{name}: the guest died, status {result.status}"
+    found = re.search(r"^not ok \d+ (?:- )?(.*)$", result.output, re.M)
+    if found:
+        return f"{name}: {found[1]}"
+    if result.status == EXIT_TIMEOUT:
+        return f"{name}: hangs, no end after {LIMIT}s"
+    if result.status == qemu.EXIT_DIED:
+        return f"{name}: the guest died"
     top = ktap.Test(name, tests=[selftests.result(name, result.output)])
     # A skip that make test would not have passed is no pass here.
-    ktap.enforce_skips(str(kernel.Kernel(LEAD)), top, ktap.allowed_skips())
+    ktap.enforce_skips(f"{kernel.Kernel(LEAD)} {CPU}", top, ktap.allowed_skips())
     return next((path for path, leaf in top.tests[0].leaves() if not leaf.passed), None)
 
 
