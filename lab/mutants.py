@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import demo, kernel, ktap, packages, qemu, selftests, trees
+from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
 from lab.bases import LEAD
+from lab.matrix import LEAD_TEST, MAP, OWN_TEST
 from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, relative,
                       say, step)
 
@@ -24,7 +25,7 @@ TREE = trees.TREES / f"{LEAD}-mutant"
 IMAGES = BUILD / "mutants"
 CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
-SELFTESTS = ("soft-dirty-arm64", "soft-dirty")
+SELFTESTS = (OWN_TEST, LEAD_TEST)
 LIMIT = 600             # seconds of the host for a boot with one program
 CONTROL = "control"     # the name of the kernel that nothing was done to
 # How the build says that it refuses a mutant, rather than cannot compile it.
@@ -181,9 +182,9 @@ def hunt(built, programs):
 
 def run_program(booted, name, path):
     """Boot BOOTED with the program NAME at PATH; what failed in it, or None."""
-    files = [(path, f"/root/mm/{name}"), (selftests.DRIVER, "/root/mm-selftests.sh")]
-    result = qemu.run(qemu.VirtArm64(CPU, mem="4G"), booted, [DRIVER, str(LIMIT), name], files,
-                      timeout=LIMIT, quiet=True)
+    files = [(path, f"/root/mm/{name}"), (boot.DRIVER, "/root/mm-selftests.sh")]
+    result = qemu.run(qemu.VirtArm64(CPU, smp=4, nodes=2, mem="4G"), booted,
+                      [DRIVER, str(LIMIT), name], files, timeout=LIMIT, quiet=True)
     return failure(name, result)
 
 
@@ -198,7 +199,7 @@ def failure(name, result):
         return f"{name}: hangs, no end after {LIMIT}s"
     if result.status == qemu.EXIT_DIED:
         return f"{name}: the guest died"
-    top = ktap.Test(name, tests=[selftests.result(name, result.output)])
+    top = ktap.Test(name, tests=[boot.selftest(name, result.output)])
     # A skip that make test would not have passed is no pass here.
     ktap.enforce_skips(f"{kernel.Kernel(LEAD)} {CPU}", top, ktap.allowed_skips())
     return next((path for path, leaf in top.tests[0].leaves() if not leaf.passed), None)
@@ -220,7 +221,7 @@ def prepare():
     packages.need(packages.QEMU_TOOLS)
     programs = selftests.build(LEAD, SELFTESTS)
     found = {name: programs / name for name in SELFTESTS}
-    found[selftests.MAP] = demo.build()
+    found[MAP] = demo.build()
     return found, snapshot(trees.TREES / LEAD)
 
 
