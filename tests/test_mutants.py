@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests of lab.mutants: how mutants are read, applied and judged. No kernel is built."""
 
+import contextlib
 import tempfile
 import unittest
 from pathlib import Path
@@ -103,7 +104,8 @@ class Verdicts(unittest.TestCase):
             return control if built.name == mutants.CONTROL else fate[built.name][2]
 
         with mock.patch.multiple(mutants, prepare=lambda: ({}, ""), build=build, hunt=hunt,
-                                 check_patches=lambda *_: None, load=lambda: chosen):
+                                 check_patches=lambda *_: None, load=lambda: chosen,
+                                 locked=contextlib.nullcontext):
             return mutants.run()
 
     def test_caught(self):
