@@ -26,7 +26,7 @@ IMAGES = BUILD / "mutants"
 CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
 SELFTESTS = (OWN_TEST, LEAD_TEST)
-LIMIT = 600             # seconds of the host for a boot with one program
+LIMIT = 1800            # seconds of the host for a boot with one program
 CONTROL = "control"     # the name of the kernel that nothing was done to
 # How the build says that it refuses a mutant, rather than cannot compile it.
 _REFUSED = re.compile(r"error: (?:static assertion failed|call to '__compiletime_assert_)"
@@ -194,7 +194,8 @@ def failure(name, result):
         return f"{name}: the kernel complained: {result.splats[0][1].strip()}"
     found = re.search(r"^not ok \d+ (?:- )?(.*)$", result.output, re.M)
     if found:
-        return f"{name}: {found[1]}"
+        late = ": hangs" if "Test terminated by timeout" in result.output else ""
+        return f"{name}: {found[1]}{late}"
     if result.status == EXIT_TIMEOUT:
         return f"{name}: hangs, no end after {LIMIT}s"
     if result.status == qemu.EXIT_DIED:

@@ -156,6 +156,8 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(failure(driver("1..2\nok 1 a\nnot ok 2 b\n", 1)), "soft-dirty: b")
         self.assertEqual(failure("lab: begin soft-dirty\n1..2\nok 1 a\nnot ok 2 b\n"),
                          "soft-dirty: b")
+        self.assertEqual(failure(driver("1..1\n# a: Test terminated by timeout\nnot ok 1 a\n")),
+                         "soft-dirty: a: hangs")
         self.assertTrue(failure(driver("1..2\nok 1 a\n", 137)))
         self.assertTrue(failure(driver("1..0 # SKIP not supported\n", 4)))
         self.assertTrue(failure(""))
