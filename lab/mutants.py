@@ -9,6 +9,7 @@ nobody can tell from the original says so in a line "Equivalent: REASON", and pa
 import re
 import shutil
 import tempfile
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ IMAGES = BUILD / "mutants"
 CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
 SELFTESTS = (OWN_TEST, LEAD_TEST)
-LIMIT = 1800            # seconds of the host for a boot with one program
+LIMIT = boot.TEST_LIMIT     # seconds of the host for a boot with one program
 CONTROL = "control"     # the name of the kernel that nothing was done to
 # How the build says that it refuses a mutant, rather than cannot compile it.
 _REFUSED = re.compile(r"error: (?:static assertion failed|call to '__compiletime_assert_)"
@@ -266,10 +267,11 @@ def run():
 
 def table(verdicts):
     """VERDICTS as a table, a line a mutant."""
-    rows = [("mutant", "verdict", "caught by"),
+    rows = [("mutant", "verdict", "caught by, or why not"),
             *[(verdict.name, verdict.verdict, verdict.reason) for verdict in verdicts]]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{name:{widths[0]}}  {verdict:{widths[1]}}  {reason}"
+    return "\n".join(f"{name:{widths[0]}}  {verdict:{widths[1]}}  "
+                     + textwrap.shorten(reason, 120, placeholder=" ...")
                      for name, verdict, reason in rows)
 
 
