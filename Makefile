@@ -18,6 +18,9 @@ test: ## everything that CI runs: checks, both bases, the lab itself
 test-all: ## the whole matrix; hours, and goes on where it was stopped
 	@$(LAB)test --all
 
+mutants: ## break the series on purpose and see that the tests notice; an hour
+	@$(LAB)mutants
+
 check: ## what can be checked without booting: shellcheck, flake8, pylint, checkpatch, series
 	@$(LAB)check
 
@@ -39,4 +42,4 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all check tree refresh apply kernel shell clean
+.PHONY: help run test test-all mutants check tree refresh apply kernel shell clean

@@ -78,7 +78,7 @@ def _judge(boot, tests, result, version):
     if boot.kernel.debug and not boot.kernel.plain:
         top.tests.append(_validated(log))
     for name in tests:
-        top.tests.append(_selftest(name, result.output))
+        top.tests.append(selftest(name, result.output))
     _blame(top, log)
     if result.status == EXIT_TIMEOUT:
         top.fail("ends in time", f"killed after {BOOT_LIMIT}s; console: {result.console}")
@@ -90,7 +90,7 @@ def _judge(boot, tests, result, version):
     return top
 
 
-def _selftest(name, output):
+def selftest(name, output):
     """The test NAME out of what the driver printed."""
     found = re.search(rf"^lab: begin {re.escape(name)}\n(.*?)^lab: end {re.escape(name)} (\d+)$",
                       output, re.S | re.M)

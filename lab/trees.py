@@ -80,8 +80,20 @@ def am(tree, patches, env=None):
             raise LabError(_am_failure(patch, proc.stdout))
 
 
+def apply_diff(tree, path, *options):
+    """Apply the diff in the file PATH to the git tree TREE, all or none, with git's OPTIONS.
+
+    Raises LabError with the patch, the file and the hunk that failed.
+    """
+    proc = subprocess.run(["git", "-C", str(tree), "apply", *options, str(path)], env=GIT_ENV,
+                          text=True, check=False, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    if proc.returncode:
+        raise LabError(_am_failure(path, proc.stdout))
+
+
 def _am_failure(patch, complaint):
-    """One line that says why git am refused PATCH, from its output COMPLAINT."""
+    """One line that says why git refused PATCH, from its output COMPLAINT."""
     name = f"{patch.parent.name}/{patch.name}"
     failed = _FAILED.search(complaint)
     if failed:
@@ -169,7 +181,8 @@ def make(name):
             bases.verify(base, source)
             with step(f"making {relative(tree)} from {source.version}"):
                 aside = _build_aside(name, source, patches)
-                shutil.rmtree(TREES / f"{name}-plain", ignore_errors=True)
+                for other in TREES.glob(f"{name}-*"):     # its work trees
+                    shutil.rmtree(other)
                 shutil.rmtree(tree, ignore_errors=True)
                 aside.rename(tree)
         _write_stamp(name, source.version, patches)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""make mutants: break the lead's series on purpose, and see that the tests notice.
+
+Each tests/mutants/*.patch makes one thing wrong in build/tree/7.3. The kernel with it
+is built and booted, and the build has to refuse it, or a test to fail. A mutant that
+nobody can tell from the original says so in a line "Equivalent: REASON", and passes.
+"""
+
+import re
+import shutil
+import tempfile
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
+from lab.bases import LEAD
+from lab.matrix import LEAD_TEST, MAP, OWN_TEST
+from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, relative,
+                      say, step)
+
+MUTANTS = ROOT / "tests/mutants"
+DRIVER = ROOT / "tests/first-failure.sh"
+TREE = trees.TREES / f"{LEAD}-mutant"
+IMAGES = BUILD / "mutants"
+CPU = "neoverse-n1"
+# In the order in which they run: the first that fails ends the hunt.
+SELFTESTS = (OWN_TEST, LEAD_TEST)
+LIMIT = boot.TEST_LIMIT     # seconds of the host for a boot with one program
+CONTROL = "control"     # the name of the kernel that nothing was done to
+# How the build says that it refuses a mutant, rather than cannot compile it.
+_REFUSED = re.compile(r"error: (?:static assertion failed|call to '__compiletime_assert_)"
+                      r"|which Kconfig dropped")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A patch of tests/mutants; why nobody can tell, if it says so."""
+
+    path: Path
+    equivalent: str = ""
+
+    @property
+    def name(self):
+        """Its name: that of the file."""
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Kernel(kernel.Kernel):
+    """The lead's kernel, built in the tree of the mutants, and kept in an image of its own."""
+
+    name: str = CONTROL
+
+    def __str__(self):
+        return f"{self.base}-mutant"
+
+    def tree(self):
+        """The source tree, with what was last done to it."""
+        return TREE
+
+    @property
+    def kept(self):
+        """Where the image is while the next one is built."""
+        return IMAGES / self.name
+
+
+@dataclass(frozen=True)
+class Booted(Kernel):
+    """The same, for booting the image that was kept."""
+
+    def __str__(self):
+        return f"mutant-{self.name}"
+
+    @property
+    def image(self):
+        """The bootable image."""
+        return self.kept
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant, and what caught it or why nothing could."""
+
+    name: str
+    verdict: str
+    reason: str
+    passed: bool
+
+
+def load(folder=MUTANTS):
+    """The mutants in FOLDER, in the order of their names; LabError if there are none."""
+    found = []
+    for path in sorted(folder.glob("*.patch")):
+        header, diff, _ = path.read_text(encoding="utf-8").partition("\ndiff --git ")
+        if not header.strip() or not diff:
+            raise LabError(f"{path.name}: not a text that says what is wrong, and a diff")
+        equivalent = re.search(r"^Equivalent:(.*?)(?:\n\n|\Z)", header, re.M | re.S)
+        reason = " ".join(equivalent[1].split()) if equivalent else ""
+        if equivalent and not reason:
+            raise LabError(f"{path.name}: Equivalent without a reason")
+        found.append(Mutant(path, reason))
+    if not found:
+        raise LabError(f"{relative(folder)} has no *.patch")
+    return found
+
+
+def snapshot(tree):
+    """A commit of what the git tree TREE holds, edits and all, made without touching it."""
+    if not trees.git(tree, "status", "--porcelain").strip():
+        return trees.git(tree, "rev-parse", "HEAD").strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {**trees.GIT_ENV, "GIT_INDEX_FILE": f"{scratch}/index"}
+        shutil.copy(tree / ".git/index", env["GIT_INDEX_FILE"])
+        trees.git(tree, "add", "-A", env=env)
+        written = trees.git(tree, "write-tree", env=env).strip()
+        return trees.git(tree, "commit-tree", "-p", "HEAD", "-m", "edits", written,
+                         env=env).strip()
+
+
+def reset(commit):
+    """Bring the tree of the mutants to COMMIT of the lead's; it is made if need be."""
+    if not TREE.exists():
+        with step(f"making {relative(TREE)}"):
+            trees.git(trees.TREES / LEAD, "worktree", "prune")
+            trees.git(trees.TREES / LEAD, "worktree", "add", "-q", "--detach",
+                      TREE.resolve(), commit)
+    # Both leave alone what did not change, so that make builds only what did.
+    trees.git(TREE, "checkout", "-q", "--force", "--detach", commit)
+    trees.git(TREE, "clean", "-qfd")
+
+
+def check_patches(mutants, commit):
+    """LabError that names the first of MUTANTS that does not apply on COMMIT."""
+    reset(commit)
+    for mutant in mutants:
+        trees.apply_diff(TREE, mutant.path, "--check")
+
+
+def build(mutant, commit):
+    """Build COMMIT with MUTANT, or as it is if that is None.
+
+    Returns the kernel, and how the build refused it, if it did. LabError if it does
+    not build for another reason: then it shows nothing.
+    """
+    reset(commit)
+    if mutant:
+        trees.apply_diff(TREE, mutant.path)
+    built = Kernel(LEAD, name=mutant.name if mutant else CONTROL)
+    log = LOGS / f"kernel-{built}.log"
+    log.unlink(missing_ok=True)
+    try:
+        image = kernel.build(built)
+    except LabError as err:
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        refusal = refused(f"{err}\n{text}")
+        if not mutant or not refusal:
+            raise LabError(f"{built.name} does not build: {err}") from err
+        return built, refusal
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    shutil.copy(image, built.kept)
+    return built, None
+
+
+def refused(text):
+    """The line of TEXT that says that the build refused a mutant, or None."""
+    line = next((line for line in text.splitlines() if _REFUSED.search(line)), None)
+    return line and line.replace(f"{TREE.resolve()}/", "")
+
+
+def hunt(built, programs):
+    """Boot the kernel BUILT for each of PROGRAMS (name: path); what failed first, or None."""
+    try:
+        for name, path in programs.items():
+            caught = run_program(Booted(LEAD, name=built.name), name, path)
+            if caught:
+                return caught
+        return None
+    finally:
+        built.kept.unlink()
+
+
+def run_program(booted, name, path):
+    """Boot BOOTED with the program NAME at PATH; what failed in it, or None."""
+    files = [(path, f"/root/mm/{name}"), (boot.DRIVER, "/root/mm-selftests.sh")]
+    result = qemu.run(qemu.VirtArm64(CPU, smp=4, nodes=2, mem="4G"), booted,
+                      [DRIVER, str(LIMIT), name], files, timeout=LIMIT, quiet=True)
+    return failure(name, result)
+
+
+def failure(name, result):
+    """What failed in the run RESULT of the program NAME, or None."""
+    if result.splats:
+        return f"{name}: the kernel complained: {result.splats[0][1].strip()}"
+    found = re.search(r"^not ok \d+ (?:- )?(.*)$", result.output, re.M)
+    if found:
+        late = ": hangs" if "Test terminated by timeout" in result.output else ""
+        return f"{name}: {found[1]}{late}"
+    if result.status == EXIT_TIMEOUT:
+        return f"{name}: hangs, no end after {LIMIT}s"
+    if result.status == qemu.EXIT_DIED:
+        return f"{name}: the guest died"
+    top = ktap.Test(name, tests=[boot.selftest(name, result.output)])
+    # A skip that make test would not have passed is no pass here.
+    ktap.enforce_skips(f"{kernel.Kernel(LEAD)} {CPU}", top, ktap.allowed_skips())
+    return next((path for path, leaf in top.tests[0].leaves() if not leaf.passed), None)
+
+
+def judge(mutant, caught):
+    """The verdict over MUTANT, of which CAUGHT says what failed, or is None."""
+    if mutant.equivalent and caught:
+        return Verdict(mutant.name, "NOT EQUIVALENT", caught, False)
+    if mutant.equivalent:
+        return Verdict(mutant.name, "equivalent", mutant.equivalent, True)
+    if caught:
+        return Verdict(mutant.name, "caught", caught, True)
+    return Verdict(mutant.name, "SURVIVED", "nothing failed", False)
+
+
+def prepare():
+    """The programs that hunt, by name, and the commit that they hunt in mutants of."""
+    packages.need(packages.QEMU_TOOLS)
+    programs = selftests.build(LEAD, SELFTESTS)
+    found = {name: programs / name for name in SELFTESTS}
+    found[MAP] = demo.build()
+    return found, snapshot(trees.TREES / LEAD)
+
+
+def examine(mutants):
+    """The verdicts over MUTANTS; LabError if the tests fail without any of them."""
+    with locked("mutants"):
+        programs, commit = prepare()
+        check_patches(mutants, commit)
+        built, _ = build(None, commit)
+        failed = hunt(built, programs)
+        if failed:
+            raise LabError(f"the tests fail without a mutant too: {failed}")
+        say(f"{CONTROL}: passes")
+
+        def verdict(mutant, built, refusal):
+            found = judge(mutant, refusal or hunt(built, programs))
+            say(f"{found.name}: {found.verdict}: {found.reason}")
+            return found
+
+        # A guest runs while the next kernel is built.
+        pool = ThreadPoolExecutor(max_workers=1)
+        try:
+            return [future.result() for future in
+                    [pool.submit(verdict, mutant, *build(mutant, commit))
+                     for mutant in mutants]]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run():
+    """All mutants as one test, for make test-all."""
+    top = ktap.Test("mutants")
+    try:
+        for verdict in examine(load()):
+            top.tests.append(ktap.Test(verdict.name, passed=verdict.passed,
+                                       log=[f"{verdict.verdict}: {verdict.reason}"]))
+    except LabError as err:
+        top.fail("the mutants can be tried", str(err))
+    return top
+
+
+def table(verdicts):
+    """VERDICTS as a table, a line a mutant."""
+    rows = [("mutant", "verdict", "caught by, or why not"),
+            *[(verdict.name, verdict.verdict, verdict.reason) for verdict in verdicts]]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{name:{widths[0]}}  {verdict:{widths[1]}}  "
+                     + textwrap.shorten(reason, 120, placeholder=" ...")
+                     for name, verdict, reason in rows)
+
+
+def cli():
+    """Command line: try all mutants, print the table; 1 if one was not judged right."""
+    Parser(prog="lab.mutants", description=__doc__.splitlines()[0]).parse_args()
+    verdicts = examine(load())
+    print(f"\n{table(verdicts)}")
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    main(cli)
