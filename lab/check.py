@@ -10,7 +10,7 @@ from lab.util import PATCHES, ROOT, BaseGone, Parser, main, output, say
 
 # Not MISSING_SIGN_OFF: the submitter's is added when the series is mailed. Not
 # UNKNOWN_COMMIT_ID: the tree has no upstream history to look commits up in.
-CHECKPATCH = ("--strict", "--no-signoff", "--ignore=UNKNOWN_COMMIT_ID", "--quiet")
+CHECKPATCH = ("--strict", "--no-signoff", "--ignore=UNKNOWN_COMMIT_ID,FILE_PATH_CHANGES", "--quiet")
 
 
 def _command(name, argv):

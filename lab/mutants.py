@@ -221,7 +221,7 @@ def judge(mutant, caught):
 def prepare():
     """The programs that hunt, by name, and the commit that they hunt in mutants of."""
     packages.need(packages.QEMU_TOOLS)
-    programs = selftests.build(LEAD, SELFTESTS)
+    programs = selftests.build(LEAD, SELFTESTS, "arm64")
     found = {name: programs / name for name in SELFTESTS}
     found[MAP] = demo.build()
     return found, snapshot(trees.TREES / LEAD)

@@ -10,6 +10,12 @@ def table(tests):
                     + [(test.name, *map(str, test.counts())) for test in tests])
 
 
+def failures(tests):
+    """What failed in TESTS, a paragraph each: its path, and the first lines of its log."""
+    return "\n".join("\n".join([f"failed: {path}", *[f"    {line}" for line in leaf.log[:12]]])
+                     for test in tests for path, leaf in test.leaves() if not leaf.passed)
+
+
 def wide_table(done):
     """The wide matrix DONE (boot: test) as a table with a column a CPU, and what each CPU had."""
     cpus = list(dict.fromkeys(boot.cpu for boot in done))

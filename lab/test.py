@@ -197,6 +197,8 @@ def cli():
     print(f"\n{report.table(tests)}\n")
     if wide:
         print(f"wide matrix:\n{report.wide_table(wide)}\n")
+    if failed:
+        print(f"{report.failures(tests)}\n")
     print(f"KTAP: {Path(RESULTS / 'test.ktap').relative_to(ROOT)}")
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed or not passed else 0
