@@ -279,8 +279,13 @@ def applies(name):
     tree = TREES / name
     with tempfile.TemporaryDirectory(dir=TREES) as scratch:
         plain = Path(scratch, "plain")
-        git(tree, "worktree", "add", "-q", "--detach", plain.resolve(), "base")
+        git(tree, "worktree", "add", "-q", "--detach", "--no-checkout", plain.resolve(), "base")
         try:
+            # Of the 90,000 files only those that the series touches.
+            touched = git(tree, "diff", "--name-only", "--no-renames", "base", "HEAD")
+            git(plain, "sparse-checkout", "set", "--no-cone",
+                *[f"/{path}" for path in touched.splitlines()])
+            git(plain, "checkout", "-q", "--detach", "base")
             am(plain, series(name))
             if git(plain, "rev-parse", "HEAD^{tree}") != git(tree, "rev-parse", "HEAD^{tree}"):
                 return f"the result differs from {relative(tree)}"
