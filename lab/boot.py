@@ -36,7 +36,8 @@ def run_boot(boot, tests, emulator=None, resume=False):
     try:
         # A huge page takes 32 MB with 16K pages, 512 MB with 64K pages.
         mem = "8G" if boot.kernel.page == "64k" else "4G"
-        machine = qemu.MACHINES[boot.kernel.arch](boot.cpu, smp=4, mem=mem, nodes=2)
+        cpus, nodes = (4, 2) if boot.is_wide else (2, 1)
+        machine = qemu.MACHINES[boot.kernel.arch](boot.cpu, smp=cpus, mem=mem, nodes=nodes)
         machine.binary = str(emulator or machine.binary)
         version = machine.version()
         if resume:

@@ -11,13 +11,14 @@ LEAD_TEST = "soft-dirty"            # the lead's also runs on the other bases, a
 FROM_LEAD = f"{LEAD_TEST}-{bases.LEAD}"
 OWN_TEST = "soft-dirty-arm64"       # the series' own
 # The mm selftests that meet soft-dirty or the code around it; each base has some.
-SELFTESTS = (LEAD_TEST, OWN_TEST, "madv_populate", "pagemap_ioctl", "mkdirty", "merge",
+SELFTESTS = (LEAD_TEST, "madv_populate", "pagemap_ioctl", "mkdirty", "merge",
              "guard-regions", "ksm_functional_tests", "split_huge_page_test",
              "uffd-wp-mremap")
 ALL = (MAP, *SELFTESTS, FROM_LEAD)
 ON_X86 = (LEAD_TEST, OWN_TEST)      # what an x86-64 kernel is asked, to compare
 # What make test leaves to make test-all, by base and page size; the README says why.
 LEFT_OUT = {
+    ("7.3", "4k"): ("split_huge_page_test",),
     ("6.12", "4k"): ("split_huge_page_test",),
     ("7.3", "16k"): ("split_huge_page_test",),
     ("7.3", "64k"): ("split_huge_page_test", "pagemap_ioctl", "uffd-wp-mremap"),
@@ -28,6 +29,8 @@ WIDE = (MAP, OWN_TEST)
 ADDRESSES = (("4k", 39), ("4k", 48), ("4k", 52), ("16k", 48), ("16k", 52), ("64k", 48),
              ("64k", 52))
 CPUS = ("cortex-a57", "cortex-a76", "neoverse-n1", "max")
+# Of it, what make test runs: of each base, and with and without hardware dirty management.
+SOME_WIDE = (("7.3", "cortex-a57"), ("7.3", "max"), ("6.12", "neoverse-n1"))
 KINDS = {"no debugging": {}, "debug": {"debug": True}, "KASAN": {"kasan": True}}
 
 
@@ -40,7 +43,12 @@ class Boot:
     tests: tuple = ALL
 
     def __str__(self):
-        return f"{self.kernel} {self.cpu}"
+        return f"{self.kernel} {self.cpu}{' wide' if self.is_wide else ''}"
+
+    @property
+    def is_wide(self):
+        """Whether it runs the series' own test, which wants four CPUs and two NUMA nodes."""
+        return OWN_TEST in self.tests
 
     def plain(self):
         """The same without the series: the yardstick."""
@@ -53,12 +61,17 @@ def kind(kernel):
     return "debug" if kernel.debug else "KASAN" if kernel.kasan else "no debugging"
 
 
+def chosen_tests(base, page):
+    """What make test runs on BASE with PAGE: all but what it leaves to make test-all."""
+    left_out = LEFT_OUT.get((base, page), ())
+    return tuple(name for name in ALL if name not in left_out)
+
+
 def narrow(everything):
     """The boots of make test, or with EVERYTHING those of make test-all beside the wide ones."""
     def boots(base, page, *cpus, debug=True):
-        left_out = () if everything else LEFT_OUT.get((base, page), ())
-        tests = tuple(name for name in ALL if name not in left_out)
-        return [Boot(Kernel(base, page, debug=debug), cpu, tests) for cpu in cpus]
+        return [Boot(Kernel(base, page, debug=debug), cpu,
+                     ALL if everything else chosen_tests(base, page)) for cpu in cpus]
 
     chosen = [*boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max"),
               *boots("6.12", "4k", "cortex-a57", "neoverse-n1"),
@@ -66,7 +79,9 @@ def narrow(everything):
               *boots("7.3", "64k", "neoverse-n1")]
     plain = [boot.plain() for boot in chosen
              if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"]
-    if everything:
+    if not everything:
+        chosen += [Boot(Kernel(base, debug=True), cpu, WIDE) for base, cpu in SOME_WIDE]
+    else:
         chosen += [*boots("6.12", "4k", "max"),
                    *boots("6.12", "16k", "neoverse-n1"), *boots("6.12", "64k", "neoverse-n1"),
                    *boots("7.3", "16k", "max"), *boots("7.3", "64k", "max", "cortex-a57"),

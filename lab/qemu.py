@@ -152,6 +152,8 @@ def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False)
                 "-device", "virtserialport,chardev=status,name=lab.status"]
         say(show(argv))
         text, ended = _follow(argv, timeout, quiet)
+        if quiet:
+            console.with_suffix(".out").write_text(text, encoding="utf-8")
         reported = status.read_text(encoding="utf-8").strip() if status.exists() else ""
     log = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
     result = Result(EXIT_DIED, text, console, show(argv), splats(log))

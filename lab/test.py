@@ -11,7 +11,7 @@ from lab import (bases, check, demo, ktap, matrix, newqemu, packages, report, se
                  trees)
 from lab.boot import COMPLAINT, run_boot
 from lab.kernel import build
-from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, SELFTESTS
+from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, OWN_TEST, SELFTESTS
 from lab.util import BUILD, ROOT, BaseGone, LabError, Parser, main, say
 
 RESULTS = BUILD / "results"
@@ -20,7 +20,7 @@ RESULTS = BUILD / "results"
 def programs(base, arch):
     """The selftests of BASE for ARCH, and for arm64 the map program, by name."""
     source = trees.make(base) / "tools/testing/selftests/mm"
-    names = [name for name in (SELFTESTS if arch == "arm64" else matrix.ON_X86)
+    names = [name for name in ((*SELFTESTS, OWN_TEST) if arch == "arm64" else matrix.ON_X86)
              if (source / f"{name}.c").exists()]
     folder = selftests.build(base, names, arch)
     found = {MAP: demo.build()} if arch == "arm64" else {}
