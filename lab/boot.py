@@ -88,6 +88,7 @@ def _judge(boot, tests, result, version):
                  f"console: {result.console}", f"again: {result.command}")
     if not boot.kernel.plain:       # which skips are the base's own, the yardstick says
         ktap.enforce_skips(str(boot), top, ktap.allowed_skips())
+        ktap.expect_differences(str(boot), top, ktap.known_differences())
     return top
 
 

@@ -15,6 +15,8 @@ VA_BITS = (39, 48, 52)
 # Of each architecture the compiler's prefix, and the bootable image.
 ARCHES = {"arm64": ("aarch64-linux-gnu-", "arch/arm64/boot/Image"),
           "x86_64": ("x86_64-linux-gnu-", "arch/x86/boot/bzImage")}
+# What a kernel is made of, in its tree.
+SOURCES = (".", ":!Documentation", ":!tools/testing")
 # Nothing of the machine or the day in the image, so that ccache finds it again.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
@@ -29,7 +31,7 @@ REPRODUCIBLE = {
 class Kernel:
     """Which kernel to build: base, page size, options; plain is without the series.
 
-    va is the size of the address space in bits; None leaves it to the base's default.
+    va is the size of the address space in bits; Kconfig's default is 52, too.
     x86-64 has neither a choice of that nor of the page size.
     """
 
@@ -38,7 +40,7 @@ class Kernel:
     soft_dirty: bool = True
     debug: bool = False
     plain: bool = False
-    va: int | None = None
+    va: int = 52
     kasan: bool = False
     arch: str = "arm64"
 
@@ -49,7 +51,7 @@ class Kernel:
     def __str__(self):
         kind = "plain" if self.plain else "soft-dirty" if self.soft_dirty else "off"
         size = self.page if self.arch == "arm64" else self.arch
-        return "-".join([self.base, size] + [f"va{self.va}"] * bool(self.va) + [kind]
+        return "-".join([self.base, size] + [f"va{self.va}"] * (self.va != 52) + [kind]
                         + ["debug"] * self.debug + ["kasan"] * self.kasan)
 
     @property
@@ -66,9 +68,7 @@ class Kernel:
         """The configuration fragments, in the order in which they apply."""
         names = ["base", f"arch-{self.arch}", f"base-{self.base}"]
         if self.arch == "arm64":
-            names.append(f"page-{self.page}")
-        if self.va:
-            names.append(f"va-{self.va}")
+            names += [f"page-{self.page}", f"va-{self.va}"]
         if not self.plain:
             names.append(f"soft-dirty-{'on' if self.soft_dirty else 'off'}")
         if self.debug:
@@ -120,7 +120,7 @@ def build(kernel):
     compiler = f"{ARCHES[kernel.arch][0]}gcc"
     with locked(f"kernel-{kernel}"):
         stamp = kernel.out / "lab.stamp"
-        state = sha256(trees.state(tree), *kernel.fragments(),
+        state = sha256(trees.state(tree, *SOURCES), *kernel.fragments(),
                        output([compiler, "--version"])) + "\n"
         if kernel.image.exists() and stamp.exists() \
                 and stamp.read_text(encoding="utf-8") == state:
@@ -141,7 +141,7 @@ def arguments(parser):
     parser.add_argument("--base", required=True, metavar="BASE",
                         help="the base kernel, a file of bases/")
     parser.add_argument("--page", choices=PAGES, default="4k", help="the page size")
-    parser.add_argument("--va", type=int, choices=VA_BITS,
+    parser.add_argument("--va", type=int, choices=VA_BITS, default=52,
                         help="bits of virtual address; 39 with 4k pages only")
     parser.add_argument("--soft-dirty", choices=("on", "off"), default="on",
                         help="CONFIG_MEM_SOFT_DIRTY")

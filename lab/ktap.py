@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from lab.util import ROOT, LabError
 
 ALLOWED = ROOT / "tests/allowed-skips"
+DIFFERENCES = ROOT / "tests/known-differences"
 _RESULT = re.compile(r"^(ok|not ok) (\d+)(?: -)?(?: (.*?))??"
                      r"(?: # (SKIP|XFAIL|TODO)\b ?(.*))?$", re.I)
 _PLAN = re.compile(r"^1\.\.(\d+)(?: # SKIP ?(.*))?", re.I)
@@ -105,14 +106,24 @@ def from_tap(name, text, status):
 
 
 def allowed_skips():
-    """The entries of tests/allowed-skips: triples of base, pattern and reason."""
+    """The entries of tests/allowed-skips: triples of boot, pattern and reason."""
+    return _entries(ALLOWED)
+
+
+def known_differences():
+    """The entries of tests/known-differences: triples of boot, pattern and reason."""
+    return _entries(DIFFERENCES)
+
+
+def _entries(path):
+    """The lines of the list PATH, each split into its three fields."""
     entries = []
-    for number, line in enumerate(ALLOWED.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line or line.startswith("#"):
             continue
         fields = [part.strip() for part in line.split("|")]
         if len(fields) != 3 or not all(fields):
-            raise LabError(f"tests/allowed-skips:{number}: not 'boot | test | reason'")
+            raise LabError(f"{path.relative_to(ROOT)}:{number}: not 'boot | test | reason'")
         entries.append(fields)
     return entries
 
@@ -127,6 +138,22 @@ def enforce_skips(boot, test, entries):
                    for where, pattern, _ in entries):
             leaf.passed = False
             leaf.log.append(f"skipped, which tests/allowed-skips does not list: {shown}")
+
+
+def expect_differences(boot, test, entries):
+    """Turn each failure in TEST, run in BOOT, that ENTRIES know into a skip with its reason.
+
+    What they know to fail and does not is a failure: the list is out of date.
+    """
+    for path, leaf in [pair for child in test.tests for pair in child.leaves()]:
+        reason = next((reason for where, pattern, reason in entries
+                       if fnmatch.fnmatchcase(boot, where)
+                       and fnmatch.fnmatchcase(path, pattern)), None)
+        if reason and leaf.passed:
+            leaf.passed = False
+            leaf.log.append(f"passed, but tests/known-differences has it: {reason}")
+        elif reason:
+            leaf.passed, leaf.skip = True, f"differs: {reason}"
 
 
 def stream(tests):

@@ -82,12 +82,8 @@ def narrow(everything):
     if not everything:
         chosen += [Boot(Kernel(base, debug=True), cpu, WIDE) for base, cpu in SOME_WIDE]
     else:
-        chosen += [*boots("6.12", "4k", "max"),
-                   *boots("6.12", "16k", "neoverse-n1"), *boots("6.12", "64k", "neoverse-n1"),
-                   *boots("7.3", "16k", "max"), *boots("7.3", "64k", "max", "cortex-a57"),
-                   *boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max", debug=False),
-                   *boots("6.12", "4k", "cortex-a57", "neoverse-n1", "max", debug=False)]
-        plain = [boot.plain() for boot in chosen]
+        chosen += [boot for base in bases.names()
+                   for boot in boots(base, "4k", "cortex-a57", "max", debug=False)]
         chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1")
                    for base in bases.names()]
         chosen.append(Boot(Kernel(bases.LEAD, debug=True, arch="x86_64"), "max", ON_X86))
@@ -95,11 +91,12 @@ def narrow(everything):
 
 
 def wide():
-    """The boots of the wide matrix: all of it on 7.3, each page size on 6.12."""
+    """The boots of the wide matrix: all of it on 7.3, each page size and kind on 6.12."""
     chosen = [Boot(Kernel("7.3", page, va=va, **options), cpu, WIDE)
               for page, va in ADDRESSES for options in KINDS.values() for cpu in CPUS]
-    chosen += [Boot(Kernel("6.12", page, **options), cpu, WIDE)
-               for page in ("4k", "16k", "64k") for options in KINDS.values()
+    chosen += [Boot(Kernel("6.12", page, **KINDS[name]), cpu, WIDE)
+               for page, name in (*(("4k", name) for name in KINDS), ("16k", "debug"),
+                                  ("64k", "debug"))
                for cpu in (CPUS[0], CPUS[-1])]
     return chosen
 

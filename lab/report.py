@@ -22,7 +22,7 @@ def wide_table(done):
     rows = {}
     for boot, test in done.items():
         kernel = boot.kernel
-        row = (kernel.base, kernel.page, str(kernel.va or "default"), matrix.kind(kernel))
+        row = (kernel.base, kernel.page, str(kernel.va), matrix.kind(kernel))
         rows.setdefault(row, {})[boot.cpu] = "/".join(map(str, test.counts())) \
             + "*" * (test.name != str(boot))
     lines = [_aligned([("base", "page", "VA", "kernel", *cpus)]

@@ -248,12 +248,15 @@ def source_version(name):
     return _stamp(name).get("source", "unknown")
 
 
-def state(tree):
-    """A hash that changes when a file of TREE that git knows, or would add, does."""
-    status = git(tree, "status", "--porcelain", "-uall", "-z")
-    parts = [git(tree, "rev-parse", "HEAD^{tree}"), status]
+def state(tree, *pathspecs):
+    """A hash that changes when a file of TREE that git knows, or would add, does.
+
+    With PATHSPECS (see gitglossary), when a file does that they match.
+    """
+    status = git(tree, "status", "--porcelain", "-uall", "-z", "--", *pathspecs)
+    parts = [git(tree, "ls-files", "--stage", "--", *pathspecs), status]
     if status:
-        parts += [git(tree, "diff", "HEAD", "--binary")]
+        parts += [git(tree, "diff", "HEAD", "--binary", "--", *pathspecs)]
         untracked = [Path(tree, entry[3:]) for entry in status.split("\0")
                      if entry.startswith("?? ")]
         parts += [path for path in untracked if path.is_file()]

@@ -143,7 +143,7 @@ class Matrix(unittest.TestCase):
         boots = matrix.wide()
         self.assertEqual(len(set(boots)), len(boots))
         self.assertEqual([sum(boot.kernel.base == base for boot in boots)
-                          for base in ("7.3", "6.12")], [7 * 3 * 4, 3 * 3 * 2])
+                          for base in ("7.3", "6.12")], [7 * 3 * 4, (3 + 1 + 1) * 2])
         for boot in boots:
             for path in boot.kernel.fragments():
                 self.assertTrue(path.exists(), path)
@@ -166,8 +166,8 @@ class Matrix(unittest.TestCase):
         done[stored].fail("x")
         text = report.wide_table(done)
         self.assertRegex(text, r"7\.3 +4k +39 +no debugging +1/0/0 +1/0/0 +1/0/0 +0/1/0\*")
-        self.assertRegex(text, r"6\.12 +64k +default +KASAN +1/0/0 +- +- +1/0/0")
-        self.assertIn("max: QEMU 1, features: lse: 30 boots", text)
+        self.assertRegex(text, r"6\.12 +64k +52 +debug +1/0/0 +- +- +1/0/0")
+        self.assertIn("max: QEMU 1, features: lse: 26 boots", text)
 
     def test_resume(self):
         """a stored result is taken if it is good and nothing that went in has changed"""
@@ -512,6 +512,14 @@ class Results(unittest.TestCase):
             ktap.enforce_skips("7.3 cpu", top, entries)
             self.assertEqual(top.counts(), counts)
 
+    def test_differences(self):
+        """a known difference is shown as skipped, and one that is gone is a failure"""
+        text = "1..2\nok 1 a\nnot ok 2 b\n"
+        for pattern, counts in (("x: b", (1, 0, 1)), ("x: ?", (0, 1, 1)), ("y: *", (1, 1, 0))):
+            top = ktap.Test("boot", tests=[ktap.from_tap("x", text, 1)])
+            ktap.expect_differences("7.3-x86_64 max", top, [("7.3-x86*", pattern, "reason")])
+            self.assertEqual(top.counts(), counts)
+
     def test_splats(self):
         """complaints of the kernel are found, and its other messages are not taken for one"""
         bad = ["WARNING: CPU: 0 PID: 1 at mm/memory.c:1", "BUG: sleeping function called",
@@ -533,9 +541,10 @@ class Results(unittest.TestCase):
         for line in good:
             self.assertFalse(qemu.splats(f"[    1.234567] {line}"), line)
 
-    def test_allowed_skips(self):
-        """every entry of tests/allowed-skips has a boot, a test and a reason"""
+    def test_lists(self):
+        """every entry of the lists of skips and differences has a boot, a test and a reason"""
         self.assertTrue(ktap.allowed_skips())
+        self.assertTrue(ktap.known_differences())
 
     def test_base_files(self):
         """every base has a series, and the lead and the default exist"""

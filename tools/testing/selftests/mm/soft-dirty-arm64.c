@@ -63,6 +63,9 @@
 /* An area of mTHPs has no more bytes, which a PMD of 64K pages would have. */
 #define MANY_BYTES	(64UL << 20)
 
+/* In /proc/kpageflags: the first page of a large folio, and the others. */
+#define KPF_LARGE	(BIT_ULL(15) | BIT_ULL(16))
+
 #define FILE_TEMPLATE	"soft-dirty-arm64-XXXXXX"
 
 enum kind {
@@ -93,6 +96,7 @@ struct area {
 	char *mem;		/* the page with index 0, mapped or not */
 	size_t first;		/* the first page that is mapped */
 	size_t nr;		/* the page behind the last one */
+	size_t nr_compacted;	/* pages that compaction has moved */
 	enum kind kind;
 	enum size size;
 	int fd;			/* of the memory, or -1 */
@@ -517,6 +521,26 @@ static bool is_block(struct area *area, size_t first, size_t nr)
 	return pfn % nr == 0;
 }
 
+/* How many pages of AREA are part of a large folio, by what was read of it last. */
+static size_t nr_large(struct __test_metadata *_metadata, const struct area *area)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY);
+	size_t nr = 0;
+
+	ASSERT_GE(fd, 0);
+	for (size_t i = area->first; i < area->nr; i++) {
+		off_t offset = PAGEMAP_PFN(area->entries[i]) * sizeof(uint64_t);
+		uint64_t flags;
+
+		if (!(area->entries[i] & PM_PRESENT))
+			continue;
+		ASSERT_EQ(pread(fd, &flags, sizeof(flags), offset), (ssize_t)sizeof(flags));
+		nr += !!(flags & KPF_LARGE);
+	}
+	close(fd);
+	return nr;
+}
+
 /*
  * In an area of mTHPs the page with index 0 is not mapped. So the largest folio
  * that can be had at page 2 is of order 1, at page 4 of order 2, and so on, and
@@ -543,7 +567,7 @@ static size_t alignment(const struct area *area)
 
 /* Map and populate an area. Returns why that cannot be had, or NULL. */
 static const char *make_area(struct __test_metadata *_metadata, struct area *area,
-			     enum kind kind, enum size size, int prot)
+			     enum kind kind, enum size size)
 {
 	const bool huge = size == MTHP || size == PMD;
 	int flags = MAP_PRIVATE;
@@ -584,7 +608,8 @@ static const char *make_area(struct __test_metadata *_metadata, struct area *are
 	else
 		allow_orders(mthp_orders(area));
 
-	area->mem = map_apart(area->nr * psize(), alignment(area), prot, flags, area->fd);
+	area->mem = map_apart(area->nr * psize(), alignment(area), PROT_READ | PROT_WRITE,
+			      flags, area->fd);
 	ASSERT_NE(area->mem, MAP_FAILED);
 	if (area->first)
 		ASSERT_EQ(munmap(area->mem, area->first * psize()), 0);
@@ -622,6 +647,18 @@ static const char *make_area(struct __test_metadata *_metadata, struct area *are
 	return NULL;
 }
 
+/* The same for the setup of a fixture, which is skipped where it cannot be had. */
+static void set_up_area(struct __test_metadata *_metadata, struct area *area,
+			enum kind kind, enum size size)
+{
+	const char *lack = make_area(_metadata, area, kind, size);
+
+	if (lack)
+		SKIP(return, "%s", lack);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "cleared");
+}
+
 FIXTURE(soft_dirty)
 {
 	struct area area;
@@ -648,13 +685,7 @@ FIXTURE_VARIANT_ADD(soft_dirty, shared_file) { .kind = SHARED_FILE, .size = BASE
 
 FIXTURE_SETUP(soft_dirty)
 {
-	const char *lack = make_area(_metadata, &self->area, variant->kind, variant->size,
-				     PROT_READ | PROT_WRITE);
-
-	if (lack)
-		SKIP(return, "%s", lack);
-	clear_refs(_metadata, &self->area);
-	check(_metadata, &self->area, "cleared");
+	set_up_area(_metadata, &self->area, variant->kind, variant->size);
 }
 
 FIXTURE_TEARDOWN(soft_dirty)
@@ -892,11 +923,15 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	check(_metadata, area, "pinned, written");
 
 	/* So it does after clear_refs, in a private mapping. */
+	write_pages(area, chosen);
 	clear_refs(_metadata, area);
 	if (is_shared(area)) {
 		area->pages[PAGE_A].may = true;
 	} else {
 		written(area, PAGE_A);
+		/* A pin counts for the folio, as far as it was writable. */
+		for (size_t i = PAGE_A & ~63; i < BASE_PAGES && area->size == MTHP; i++)
+			area->pages[i].may = chosen(area, i);
 		check(_metadata, area, "pinned, cleared");
 	}
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
@@ -1257,6 +1292,7 @@ static void fork_and_write(struct __test_metadata *_metadata, struct area *area)
 		area->pages[i].value += chosen_later(area, i);
 		area->pages[i].value += i == PAGE_A;
 	}
+	check_content(_metadata, area);
 }
 
 TEST_F_TIMEOUT(soft_dirty, fork, TIMEOUT)
@@ -1516,6 +1552,18 @@ TEST_F_TIMEOUT(soft_dirty, pageout_and_back_by_write, TIMEOUT)
 	across(_metadata, &self->area, pageout_and_write);
 }
 
+/* Then both have swap entries that are not exclusive any more. */
+static void pageout_and_fork(struct __test_metadata *_metadata, struct area *area)
+{
+	pageout(_metadata, area);
+	fork_and_write(_metadata, area);
+}
+
+TEST_F_TIMEOUT(soft_dirty, fork_while_paged_out, TIMEOUT)
+{
+	across(_metadata, &self->area, pageout_and_fork);
+}
+
 TEST_F_TIMEOUT(soft_dirty, cleared_while_paged_out, TIMEOUT)
 {
 	across(_metadata, &self->area, pageout_and_clear);
@@ -1665,18 +1713,41 @@ TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 	check_content(_metadata, area);
 }
 
-static void compact(struct __test_metadata *_metadata, struct area *area)
+/* Compact all memory, with gaps in it. Returns how many pages of AREA were moved. */
+static size_t compact_once(struct __test_metadata *_metadata, struct area *area)
 {
-	/* Make gaps for compaction to fill. */
+	uint64_t *before = calloc(area->nr, sizeof(*before));
 	size_t len = MANY_PAGES * psize();
+	size_t nr_moved = 0;
 	char *gaps = mmap(NULL, len, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	ASSERT_NE(gaps, MAP_FAILED);
 	for (size_t i = 0; i < len; i += 2 * psize())
 		madvise(gaps + i, psize(), MADV_DONTNEED);
+	look(_metadata, area);
+	memcpy(before, area->entries, area->nr * sizeof(*before));
 	ASSERT_TRUE(set_setting("/proc/sys/vm/compact_memory", "1"));
 	munmap(gaps, len);
+	look(_metadata, area);
+	for (size_t i = area->first; i < area->nr; i++)
+		nr_moved += (before[i] & area->entries[i] & PM_PRESENT) &&
+			    PAGEMAP_PFN(before[i]) != PAGEMAP_PFN(area->entries[i]);
+	free(before);
+	return nr_moved;
+}
+
+static void compact(struct __test_metadata *_metadata, struct area *area)
+{
+	/* What is moved depends on where it is: try from several places. */
+	for (int i = 0; i < 10 && !area->nr_compacted; i++) {
+		if (i)
+			migrate(area, nr_migrated(area), i % 2);
+		area->nr_compacted = compact_once(_metadata, area);
+		/* A huge page is as compact as can be, and stays. */
+		if (area->size == PMD)
+			break;
+	}
 	/* Where there is no room for a large folio it is split, see folio_split. */
 	if (area->size != BASE && is_shared(area))
 		forget(area, area->first, area->nr - area->first);
@@ -1687,12 +1758,15 @@ TEST_F_TIMEOUT(soft_dirty, compaction, TIMEOUT)
 	if (access("/proc/sys/vm/compact_memory", F_OK))
 		SKIP(return, "no compaction");
 	across(_metadata, &self->area, compact);
+	if (!self->area.nr_compacted && self->area.size != PMD && __test_passed(_metadata))
+		SKIP(return, "compaction moved none of the pages");
 }
 
 static void split_folios(struct __test_metadata *_metadata, struct area *area)
 {
 	char request[128];
 
+	EXPECT_GT(nr_large(_metadata, area), 0);
 	snprintf(request, sizeof(request), "%d,0x%lx,0x%lx", getpid(),
 		 (unsigned long)page_addr(area, area->first),
 		 (unsigned long)page_addr(area, area->nr));
@@ -1700,9 +1774,10 @@ static void split_folios(struct __test_metadata *_metadata, struct area *area)
 	/* What belongs to a file is unmapped for it. */
 	if (area->size != BASE && is_shared(area))
 		forget(area, area->first, area->nr - area->first);
+	check(_metadata, area, "split");
+	read_pages(area);
 	look(_metadata, area);
-	for (size_t i = area->first; i < area->nr; i++)
-		EXPECT_FALSE(area->pages[i].huge);
+	EXPECT_EQ(nr_large(_metadata, area), 0);
 }
 
 TEST_F_TIMEOUT(soft_dirty, folio_split, TIMEOUT)
@@ -1776,7 +1851,7 @@ static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *
 	};
 	cpu_set_t cpus, before;
 	char path[128];
-	long updates;
+	long updates, faults;
 
 	/* Only pages that are not where the process runs get hints. */
 	ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
@@ -1797,7 +1872,9 @@ static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *
 			asm volatile("");
 	EXPECT_GE(vm_counters("numa_pte_updates"), updates + 64);
 	check(_metadata, area, "NUMA hints set");
+	faults = vm_counters("numa_hint_faults");
 	read_pages(area);
+	EXPECT_GT(vm_counters("numa_hint_faults"), faults);
 	ASSERT_TRUE(set_setting("/proc/sys/kernel/numa_balancing", "0"));
 	ASSERT_EQ(sched_setaffinity(0, sizeof(before), &before), 0);
 }
@@ -2040,6 +2117,41 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async, TIMEOUT)
 	free(found);
 }
 
+/* PAGEMAP_SCAN, too, has to find pages that are under migration. */
+TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct migrator migrator = { .area = *area };
+	bool *found = calloc(area->nr, sizeof(*found));
+	size_t missed = 0;
+	pthread_t thread;
+	int uffd;
+
+	if (!have_two_nodes())
+		SKIP(return, "one NUMA node only");
+	uffd = open_uffd(UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
+	if (uffd < 0)
+		SKIP(return, "no asynchronous userfaultfd write-protection");
+	ASSERT_TRUE(uffd_register_pages(uffd, area, area->first, area->nr - area->first,
+					UFFDIO_REGISTER_MODE_WP));
+	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
+	for (int round = 0; round < 10; round++) {
+		scan_written(_metadata, area, true, found);
+		write_pages(area, round % 2 ? chosen : chosen_later);
+		scan_written(_metadata, area, false, found);
+		for (size_t i = area->first; i < area->nr; i++)
+			missed += !found[i] &&
+				  (round % 2 ? chosen(area, i) : chosen_later(area, i));
+	}
+	EXPECT_EQ(missed, 0);
+	migrator.stop = true;
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	check(_metadata, area, "migrated");
+	check_content(_metadata, area);
+	close(uffd);
+	free(found);
+}
+
 struct resolver {
 	int uffd;
 	atomic_bool stop;
@@ -2111,19 +2223,24 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_sync, TIMEOUT)
 #define MAX_WRITERS	8
 #define ROUNDS		8
 
-struct writers {
-	struct area *area;
-	size_t nr;		/* pages that they write */
-	pthread_barrier_t begin, end;
-	atomic_bool stop;
-	atomic_uchar *touched;	/* by page */
-};
-
 struct writer {
 	struct writers *all;
 	pthread_t thread;
 	unsigned int seed;
 	int cpu;
+};
+
+struct writers {
+	struct area *area;
+	size_t nr;		/* pages that they write */
+	char *copy;		/* of these pages */
+	int nr_writers;
+	pthread_barrier_t begin, end;
+	atomic_bool go_on;	/* do not end the round */
+	atomic_bool stop;
+	atomic_long passes;
+	atomic_uchar *touched;	/* by page */
+	struct writer writers[MAX_WRITERS];
 };
 
 static void *write_in_rounds(void *arg)
@@ -2139,15 +2256,59 @@ static void *write_in_rounds(void *arg)
 		pthread_barrier_wait(&all->begin);
 		if (all->stop)
 			return NULL;
-		for (int i = 0; i < 40; i++) {
-			size_t page = all->area->first + rand_r(&self->seed) % all->nr;
-			size_t offset = rand_r(&self->seed) % psize();
+		do {
+			for (int i = 0; i < 40; i++) {
+				size_t page = all->area->first + rand_r(&self->seed) % all->nr;
+				size_t offset = rand_r(&self->seed) % psize();
 
-			page_addr(all->area, page)[offset] = rand_r(&self->seed);
-			all->touched[page] = 1;
-		}
+				all->touched[page] = 1;
+				page_addr(all->area, page)[offset] = rand_r(&self->seed);
+			}
+			all->passes++;
+		} while (all->go_on);
 		pthread_barrier_wait(&all->end);
 	}
+}
+
+/* A writer on every CPU, and a copy of what they write. */
+static void start_writers(struct __test_metadata *_metadata, struct writers *all,
+			  struct area *area)
+{
+	*all = (struct writers){ .area = area, .nr = area->nr - area->first };
+	if (all->nr > MANY_PAGES)
+		all->nr = MANY_PAGES;
+	all->nr_writers = sysconf(_SC_NPROCESSORS_ONLN);
+	if (all->nr_writers > MAX_WRITERS)
+		all->nr_writers = MAX_WRITERS;
+	all->touched = calloc(area->nr, sizeof(*all->touched));
+	all->copy = malloc(all->nr * psize());
+	ASSERT_NE(all->touched, NULL);
+	ASSERT_NE(all->copy, NULL);
+	ASSERT_EQ(pthread_barrier_init(&all->begin, NULL, all->nr_writers + 1), 0);
+	ASSERT_EQ(pthread_barrier_init(&all->end, NULL, all->nr_writers + 1), 0);
+	for (int i = 0; i < all->nr_writers; i++) {
+		all->writers[i] = (struct writer){ .all = all, .seed = i + 1, .cpu = i };
+		ASSERT_EQ(pthread_create(&all->writers[i].thread, NULL, write_in_rounds,
+					 &all->writers[i]), 0);
+	}
+	memcpy(all->copy, page_addr(area, area->first), all->nr * psize());
+}
+
+static void stop_writers(struct __test_metadata *_metadata, struct writers *all)
+{
+	all->stop = true;
+	pthread_barrier_wait(&all->begin);
+	for (int i = 0; i < all->nr_writers; i++)
+		ASSERT_EQ(pthread_join(all->writers[i].thread, NULL), 0);
+	free(all->copy);
+	free(all->touched);
+}
+
+/* Whether the page with the index I of those that are written is as it was copied. */
+static bool same_as_copy(const struct writers *all, size_t i)
+{
+	return !memcmp(all->copy + i * psize(), page_addr(all->area, all->area->first + i),
+		       psize());
 }
 
 /*
@@ -2157,28 +2318,10 @@ static void *write_in_rounds(void *arg)
 TEST_F_TIMEOUT(soft_dirty, copy_by_rounds, TIMEOUT)
 {
 	struct area *area = &self->area;
-	struct writers all = { .area = area, .nr = area->nr - area->first };
-	struct writer writers[MAX_WRITERS];
-	int nr_writers = sysconf(_SC_NPROCESSORS_ONLN);
+	struct writers all;
 	size_t differ = 0;
-	char *copy;
 
-	if (nr_writers > MAX_WRITERS)
-		nr_writers = MAX_WRITERS;
-	if (all.nr > MANY_PAGES)
-		all.nr = MANY_PAGES;
-	all.touched = calloc(area->nr, sizeof(*all.touched));
-	copy = malloc(all.nr * psize());
-	ASSERT_NE(copy, NULL);
-	ASSERT_EQ(pthread_barrier_init(&all.begin, NULL, nr_writers + 1), 0);
-	ASSERT_EQ(pthread_barrier_init(&all.end, NULL, nr_writers + 1), 0);
-	for (int i = 0; i < nr_writers; i++) {
-		writers[i] = (struct writer){ .all = &all, .seed = i + 1, .cpu = i };
-		ASSERT_EQ(pthread_create(&writers[i].thread, NULL, write_in_rounds,
-					 &writers[i]), 0);
-	}
-
-	memcpy(copy, page_addr(area, area->first), all.nr * psize());
+	start_writers(_metadata, &all, area);
 	clear_refs(_metadata, area);
 	for (int round = 0; round < ROUNDS; round++) {
 		pthread_barrier_wait(&all.begin);
@@ -2191,21 +2334,52 @@ TEST_F_TIMEOUT(soft_dirty, copy_by_rounds, TIMEOUT)
 		check(_metadata, area, "round");
 		for (size_t i = 0; i < all.nr; i++)
 			if (area->entries[area->first + i] & PM_SOFT_DIRTY)
-				memcpy(copy + i * psize(),
+				memcpy(all.copy + i * psize(),
 				       page_addr(area, area->first + i), psize());
 		clear_refs(_metadata, area);
 	}
-	all.stop = true;
-	pthread_barrier_wait(&all.begin);
-	for (int i = 0; i < nr_writers; i++)
-		ASSERT_EQ(pthread_join(writers[i].thread, NULL), 0);
-
 	for (size_t i = 0; i < all.nr; i++)
-		differ += !!memcmp(copy + i * psize(), page_addr(area, area->first + i),
-				   psize());
+		differ += !same_as_copy(&all, i);
 	EXPECT_EQ(differ, 0);
-	free(copy);
-	free(all.touched);
+	stop_writers(_metadata, &all);
+}
+
+/* Whoever does not wait for clear_refs: what is written after it has returned is seen. */
+TEST_F_TIMEOUT(soft_dirty, cleared_while_writing, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct writers all;
+	size_t differ = 0;
+
+	start_writers(_metadata, &all, area);
+	for (int round = 0; round < ROUNDS; round++) {
+		long passes;
+
+		all.go_on = true;
+		pthread_barrier_wait(&all.begin);
+		clear_refs(_metadata, area);
+		memcpy(all.copy, page_addr(area, area->first), all.nr * psize());
+		passes = all.passes;
+		while (all.passes < passes + 2 * all.nr_writers)
+			sched_yield();
+		all.go_on = false;
+		pthread_barrier_wait(&all.end);
+
+		for (size_t i = 0; i < all.nr; i++) {
+			size_t page = area->first + i;
+
+			if (all.touched[page]) {
+				written(area, page);
+				area->pages[page].may = true;
+				area->pages[page].must = !same_as_copy(&all, i);
+				differ += area->pages[page].must;
+			}
+			all.touched[page] = 0;
+		}
+		check(_metadata, area, "round");
+	}
+	EXPECT_GT(differ, 0);
+	stop_writers(_metadata, &all);
 }
 
 /* Whole page tables, which mremap could move without a look at their entries. */
@@ -2225,11 +2399,7 @@ FIXTURE_VARIANT_ADD(table, memfd) { .kind = MEMFD };
 
 FIXTURE_SETUP(table)
 {
-	const char *lack = make_area(_metadata, &self->area, variant->kind, TABLE,
-				     PROT_READ | PROT_WRITE);
-
-	if (lack)
-		SKIP(return, "%s", lack);
+	set_up_area(_metadata, &self->area, variant->kind, TABLE);
 }
 
 FIXTURE_TEARDOWN(table)
@@ -2289,7 +2459,6 @@ FIXTURE_VARIANT_ADD(collapse, mthp_khugepaged_readonly)
 
 FIXTURE_SETUP(collapse)
 {
-	const char *lack;
 	char path[128];
 
 	if (!pmd_pages())
@@ -2300,9 +2469,7 @@ FIXTURE_SETUP(collapse)
 		 self->unit * psize() >> 10);
 	if (!variant->pmd && access(path, F_OK))
 		SKIP(return, "khugepaged has PMD-mapped huge pages only");
-	lack = make_area(_metadata, &self->area, ANON, TABLE, PROT_READ | PROT_WRITE);
-	if (lack)
-		SKIP(return, "%s", lack);
+	set_up_area(_metadata, &self->area, ANON, TABLE);
 }
 
 FIXTURE_TEARDOWN(collapse)
@@ -2384,11 +2551,7 @@ FIXTURE(swap)
 
 FIXTURE_SETUP(swap)
 {
-	const char *lack = make_area(_metadata, &self->area, ANON, TABLE,
-				     PROT_READ | PROT_WRITE);
-
-	if (lack)
-		SKIP(return, "%s", lack);
+	set_up_area(_metadata, &self->area, ANON, TABLE);
 }
 
 FIXTURE_TEARDOWN(swap)
@@ -2546,16 +2709,31 @@ FIXTURE(untracked)
 
 FIXTURE_SETUP(untracked)
 {
-	const char *lack = make_area(_metadata, &self->area, ANON, BASE,
-				     PROT_READ | PROT_WRITE);
-
-	if (lack)
-		SKIP(return, "%s", lack);
+	set_up_area(_metadata, &self->area, ANON, BASE);
 }
 
 FIXTURE_TEARDOWN(untracked)
 {
 	restore_settings();
+}
+
+static bool scan_says_soft_dirty(struct __test_metadata *_metadata, int pagemap,
+				 char *page, size_t len)
+{
+	struct page_region region;
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (unsigned long)page,
+		.end = (unsigned long)page + len,
+		.vec = (unsigned long)&region,
+		.vec_len = 1,
+		.category_mask = PAGE_IS_SOFT_DIRTY,
+		.return_mask = PAGE_IS_SOFT_DIRTY,
+	};
+	long found = ioctl(pagemap, PAGEMAP_SCAN, &arg);
+
+	ASSERT_GE(found, 0);
+	return found;
 }
 
 TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
@@ -2592,6 +2770,8 @@ TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
 			page[sizes[i] - 1] = 3;
 			/* Not seen by pagemap, and no harm to what is. */
 			EXPECT_FALSE(pagemap_get_entry(pagemap, page) & PM_SOFT_DIRTY);
+			/* PAGEMAP_SCAN has it as written for ever. */
+			EXPECT_TRUE(scan_says_soft_dirty(_metadata, pagemap, page, sizes[i]));
 			check(_metadata, &self->area, "beside hugetlb");
 			EXPECT_EQ(page[0], 2);
 			EXPECT_EQ(page[sizes[i] / 2], 1);
@@ -2618,12 +2798,7 @@ FIXTURE(interface)
 
 FIXTURE_SETUP(interface)
 {
-	const char *lack = make_area(_metadata, &self->area, ANON, BASE,
-				     PROT_READ | PROT_WRITE);
-
-	if (lack)
-		SKIP(return, "%s", lack);
-	clear_refs(_metadata, &self->area);
+	set_up_area(_metadata, &self->area, ANON, BASE);
 	write_pages(&self->area, chosen);
 }
 
@@ -2665,25 +2840,33 @@ TEST_F_TIMEOUT(interface, a_newline_may_follow, TIMEOUT)
 
 TEST_F_TIMEOUT(interface, reading_is_refused, TIMEOUT)
 {
+	int fd = open("/proc/self/clear_refs", O_RDONLY);
 	char c;
 
-	EXPECT_EQ(read(self->area.clear_refs, &c, 1), -1);
-	EXPECT_EQ(errno, EBADF);
+	/* Root may open it. */
+	ASSERT_GE(fd, 0);
+	EXPECT_EQ(read(fd, &c, 1), -1);
+	EXPECT_EQ(errno, EINVAL);
+	close(fd);
+	check(_metadata, &self->area, "after the attempt");
 }
 
 TEST_F_TIMEOUT(interface, others_are_refused, TIMEOUT)
 {
-	char path[64];
+	char clear_refs[64], pagemap[64];
 	int status;
 	pid_t pid;
 
-	snprintf(path, sizeof(path), "/proc/%d/clear_refs", getpid());
+	snprintf(clear_refs, sizeof(clear_refs), "/proc/%d/clear_refs", getpid());
+	snprintf(pagemap, sizeof(pagemap), "/proc/%d/pagemap", getpid());
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (!pid) {
 		if (setgid(65534) || setuid(65534))
+			_exit(1);
+		if (open(clear_refs, O_WRONLY) >= 0 || errno != EACCES)
 			_exit(2);
-		_exit(open(path, O_WRONLY) >= 0 || errno != EACCES);
+		_exit(open(pagemap, O_RDONLY) >= 0 || errno != EACCES ? 3 : 0);
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	EXPECT_EQ(status, 0);
