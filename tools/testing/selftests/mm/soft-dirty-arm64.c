@@ -224,6 +224,12 @@ static void restore_settings(void)
 		    get_setting(settings[i].path, value, sizeof(value)) &&
 		    strcmp(value, settings[i].value))
 			set_setting(settings[i].path, settings[i].value);
+}
+
+/* Each test sets what it needs of THP, which takes time: restore that once. */
+static void restore_all_settings(void)
+{
+	restore_settings();
 	if (have_thp)
 		thp_restore_settings();
 }
@@ -2221,7 +2227,7 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_sync, TIMEOUT)
 /* Threads. */
 
 #define MAX_WRITERS	8
-#define ROUNDS		8
+#define ROUNDS		4
 
 struct writer {
 	struct writers *all;
@@ -2899,6 +2905,6 @@ int main(int argc, char **argv)
 		ksft_exit_skip("soft-dirty is not supported\n");
 	}
 	save_settings();
-	atexit(restore_settings);
+	atexit(restore_all_settings);
 	return test_harness_run(argc, argv);
 }
