@@ -33,6 +33,12 @@ refresh: ## write build/tree/$BASE back to patches/$BASE and the exported files
 apply: ## apply the right series to a kernel tree of yours: KDIR=~/linux
 	@$(LAB)trees apply "$(or $(KDIR),$(error say which tree: make apply KDIR=~/linux))"
 
+series: ## the series as mails for git send-email, BASE=7.3 TO=directory; needs a git user
+	@$(LAB)mails --base $(BASE) "$(or $(TO),$(error say where to: make series BASE=7.3 TO=dir))"
+
+applies: ## try the series on each kernel of its line that Debian's archive has
+	@$(LAB)ranges
+
 kernel: ## build the kernel that make run boots
 	@$(LAB)kernel --base $(BASE) $(if $(PLAIN),--plain)
 
@@ -42,4 +48,4 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply kernel shell clean
+.PHONY: help run test test-all mutants check tree refresh apply series applies kernel shell clean

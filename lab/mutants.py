@@ -4,26 +4,31 @@
 Each tests/mutants/*.patch makes one thing wrong in build/tree/7.3. The kernel with it
 is built and booted, and the build has to refuse it, or a test to fail. A mutant that
 nobody can tell from the original says so in a line "Equivalent: REASON", and passes.
+
+It takes hours, so it goes on where it was stopped: a verdict that is as it should be is
+kept in build/results/mutants under a hash of all that went in.
 """
 
+import json
 import re
 import shutil
 import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
 from lab.bases import LEAD
 from lab.matrix import LEAD_TEST, MAP, OWN_TEST
-from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, relative,
-                      say, step)
+from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, output,
+                      relative, say, sha256, step, write_if_changed)
 
 MUTANTS = ROOT / "tests/mutants"
 DRIVER = ROOT / "tests/first-failure.sh"
 TREE = trees.TREES / f"{LEAD}-mutant"
 IMAGES = BUILD / "mutants"
+STORED = BUILD / "results/mutants"
 CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
 SELFTESTS = (OWN_TEST, LEAD_TEST)
@@ -184,9 +189,14 @@ def hunt(built, programs):
 def run_program(booted, name, path):
     """Boot BOOTED with the program NAME at PATH; what failed in it, or None."""
     files = [(path, f"/root/mm/{name}"), (boot.DRIVER, "/root/mm-selftests.sh")]
-    result = qemu.run(qemu.VirtArm64(CPU, smp=4, nodes=2, mem="4G"), booted,
-                      [DRIVER, str(LIMIT), name], files, timeout=LIMIT, quiet=True)
+    result = qemu.run(machine(), booted, [DRIVER, str(LIMIT), name], files, timeout=LIMIT,
+                      quiet=True)
     return failure(name, result)
+
+
+def machine():
+    """The machine that the hunt is on."""
+    return qemu.VirtArm64(CPU, smp=4, nodes=2, mem="4G")
 
 
 def failure(name, result):
@@ -219,36 +229,64 @@ def judge(mutant, caught):
 
 
 def prepare():
-    """The programs that hunt, by name, and the commit that they hunt in mutants of."""
-    packages.need(packages.QEMU_TOOLS)
+    """The programs that hunt, by name, and the commit that they hunt in mutants of.
+
+    And a hash of both and of all else that goes into a verdict, but for the mutant.
+    """
+    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS}, packages.BUILD_FILES)
     programs = selftests.build(LEAD, SELFTESTS, "arm64")
     found = {name: programs / name for name in SELFTESTS}
     found[MAP] = demo.build()
-    return found, snapshot(trees.TREES / LEAD)
+    commit = snapshot(trees.TREES / LEAD)
+    state = sha256(trees.git(trees.TREES / LEAD, "rev-parse", f"{commit}^{{tree}}"),
+                   *[part for pair in found.items() for part in pair],
+                   *Kernel(LEAD).fragments(), DRIVER, boot.DRIVER, ktap.ALLOWED,
+                   output([f"{kernel.ARCHES['arm64'][0]}gcc", "--version"]),
+                   machine().version())
+    return found, commit, state
+
+
+def stored(mutant, state):
+    """Where the verdict over MUTANT is kept if it is as it should be."""
+    return STORED / f"{sha256(state, mutant.path)}.json"
+
+
+def load_verdict(mutant, state):
+    """The verdict over MUTANT that is kept, or None."""
+    path = stored(mutant, state)
+    if not path.exists():
+        return None
+    found = Verdict(**json.loads(path.read_text(encoding="utf-8")))
+    say(f"*** NOT BOOTED: {found.name}: {found.verdict}: {found.reason} (stored result) ***")
+    return found
 
 
 def examine(mutants):
     """The verdicts over MUTANTS; LabError if the tests fail without any of them."""
     with locked("mutants"):
-        programs, commit = prepare()
+        programs, commit, state = prepare()
         check_patches(mutants, commit)
-        built, _ = build(None, commit)
-        failed = hunt(built, programs)
-        if failed:
-            raise LabError(f"the tests fail without a mutant too: {failed}")
-        say(f"{CONTROL}: passes")
+        known = {mutant: load_verdict(mutant, state) for mutant in mutants}
+        rest = [mutant for mutant in mutants if not known[mutant]]
+        if rest:
+            failed = hunt(build(None, commit)[0], programs)
+            if failed:
+                raise LabError(f"the tests fail without a mutant too: {failed}")
+            say(f"{CONTROL}: passes")
 
         def verdict(mutant, built, refusal):
             found = judge(mutant, refusal or hunt(built, programs))
             say(f"{found.name}: {found.verdict}: {found.reason}")
+            if found.passed:
+                write_if_changed(stored(mutant, state), json.dumps(asdict(found)) + "\n")
             return found
 
         # A guest runs while the next kernel is built.
         pool = ThreadPoolExecutor(max_workers=1)
         try:
-            return [future.result() for future in
-                    [pool.submit(verdict, mutant, *build(mutant, commit))
-                     for mutant in mutants]]
+            running = {mutant: pool.submit(verdict, mutant, *build(mutant, commit))
+                       for mutant in rest}
+            return [known[mutant] or running[mutant].result() for mutant in mutants]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

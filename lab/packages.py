@@ -85,7 +85,10 @@ def need(tools, files=()):
 
 
 def _sources(suites):
-    """The text of a sources.list: the system's Debian suites, plus SUITES."""
+    """The text of a sources.list: the system's Debian suites, plus SUITES.
+
+    Those of security fixes are on the mirror that the system has for such.
+    """
     listing = _index_targets()
     if not listing:                 # apt knows its sources by the lists it has fetched
         run_logged([*_as_root("apt-get update"), "apt-get", "update"], "apt-get-update")
@@ -96,7 +99,11 @@ def _sources(suites):
                if (origin, label) == ("Debian", "Debian") and "-" not in release]
     if not mirrors:
         raise LabError("apt has no source of a Debian release: nowhere to fetch kernels from")
-    entries += [(mirrors[0], suite, "main") for suite in suites]
+    security = [uri for origin, label, uri, release, component in listing
+                if (origin, label) == ("Debian", "Debian-Security")]
+    for suite in suites:
+        places = security if suite.endswith("-security") else mirrors
+        entries += [(uri, suite, "main") for uri in places[:1]]
     option = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
     return "".join(f"deb {option}{uri} {release} {component}\n"
                    for uri, release, component in dict.fromkeys(entries))
@@ -134,7 +141,17 @@ def _folder(suite):
 
 def _private_apt(suite):
     """Set up the configuration for SUITE (or None) with fresh lists; the environment to use it."""
-    apt = _folder(suite)
+    options = 'APT::Update::Error-Mode "any";\n'
+    if suite:
+        options += f'APT::Default-Release "{suite}";\n'
+    return _configuration(_folder(suite), [suite] if suite else _extra_suites(), options)
+
+
+def _configuration(apt, suites, options):
+    """Set up the configuration in the directory APT for SUITES with OPTIONS, with fresh lists.
+
+    Returns the environment to use it.
+    """
     sources = apt / "sources.list"
     conf = apt / "apt.conf"
     for sub in ("lists/partial", "cache/archives/partial"):
@@ -146,12 +163,11 @@ def _private_apt(suite):
         f'Dir::Cache "{apt}/cache";\n'
         'APT::Architectures { "amd64"; "arm64"; };\n'
         'APT::Sandbox::User "root";\n'
-        'APT::Update::Error-Mode "any";\n'
         'Acquire::Languages "none";\n'
-        + (f'APT::Default-Release "{suite}";\n' if suite else ""), encoding="utf-8")
+        + options, encoding="utf-8")
     env = {**os.environ, "APT_CONFIG": str(conf)}
     stamp = apt / "updated"
-    text = _sources([suite] if suite else _extra_suites())
+    text = _sources(suites)
     fresh = (stamp.exists() and stamp.read_text(encoding="utf-8") == text
              and time.time() - stamp.stat().st_mtime < LISTS_MAX_AGE)
     if not fresh:
@@ -213,6 +229,31 @@ def download(package, arch=None, suite=None):
                     (_folder(suite) / kept).unlink(missing_ok=True)
                 raise
     return deb, filename.split("_")[1].replace("%3a", ":")
+
+
+def versions(name, suites):
+    """The versions of the package NAME that the system's suites and SUITES offer, newest first.
+
+    Also those of suites whose lists are out of date; a suite that is gone is left out.
+    """
+    env = _archive(suites)
+    lines = output(["apt-cache", "madison", name], env=env).splitlines()
+    return list(dict.fromkeys(line.split("|")[1].strip() for line in lines))
+
+
+def fetch_version(name, version, suites, to):
+    """Download VERSION of the package NAME to the directory TO; the path of the .deb."""
+    with step(f"downloading {name} {version}"):
+        run_logged(["apt-get", "download", f"{name}={version}"], f"download-{name}", cwd=to,
+                   env=_archive(suites))
+    return next(Path(to).glob(f"{name}_*.deb"))
+
+
+def _archive(suites):
+    """The environment to use a configuration for all of SUITES."""
+    with locked("apt"):
+        return _configuration(BUILD / "apt-archive", suites,
+                              'Acquire::Check-Valid-Until "false";\n')
 
 
 def extract(deb, members, to):

@@ -7,8 +7,8 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import (bases, check, demo, ktap, matrix, newqemu, packages, report, selftests,
-                 trees)
+from lab import (bases, check, demo, ktap, matrix, mutants, newqemu, packages, report,
+                 selftests, trees)
 from lab.boot import COMPLAINT, run_boot
 from lab.kernel import build
 from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, OWN_TEST, SELFTESTS
@@ -175,6 +175,8 @@ def run(everything):
     wide = {boot: done[boot] for boot in wide if boot in done}
     if wide:
         tests.append(ktap.Test("wide matrix", tests=list(wide.values())))
+    if everything and bases.LEAD in names:
+        tests.append(mutants.run())
     return tests, trees.make(bases.LEAD if bases.LEAD in names else names[0]), wide
 
 

@@ -91,10 +91,17 @@ class Patches(unittest.TestCase):
 class Verdicts(unittest.TestCase):
     """What is a success, and what is not."""
 
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
     def examine(self, fate, control=None):
         """The verdicts when FATE (name: equivalent, refusal, failure) is what happens."""
-        chosen = [mutants.Mutant(Path(f"{name}.patch"), equivalent)
+        chosen = [mutants.Mutant(self.folder / f"{name}.patch", equivalent)
                   for name, (equivalent, _, _) in fate.items()]
+        for mutant in chosen:
+            mutant.path.write_text(mutant.name, encoding="utf-8")
 
         def build(mutant, _):
             built = mutants.Kernel("7.3", name=mutant.name if mutant else mutants.CONTROL)
@@ -103,9 +110,9 @@ class Verdicts(unittest.TestCase):
         def hunt(built, _):
             return control if built.name == mutants.CONTROL else fate[built.name][2]
 
-        with mock.patch.multiple(mutants, prepare=lambda: ({}, ""), build=build, hunt=hunt,
-                                 check_patches=lambda *_: None, load=lambda: chosen,
-                                 locked=contextlib.nullcontext):
+        with mock.patch.multiple(mutants, prepare=lambda: ({}, "", "state"), build=build,
+                                 hunt=hunt, check_patches=lambda *_: None, load=lambda: chosen,
+                                 locked=contextlib.nullcontext, STORED=self.folder):
             return mutants.run()
 
     def test_caught(self):
@@ -134,6 +141,15 @@ class Verdicts(unittest.TestCase):
         top = self.examine({"a": ("", None, "soft-dirty: swap")}, control="soft-dirty: fork")
         self.assertEqual(top.counts(), (0, 1, 0))
         self.assertIn("without a mutant too: soft-dirty: fork", top.tests[0].log[0])
+
+    def test_resume(self):
+        """a verdict is kept if it is as it should be, and until the mutant changes"""
+        self.examine({"a": ("", None, "soft-dirty: swap"), "b": ("", None, None)})
+        top = self.examine({"a": ("", None, None), "b": ("", "error: x", None)})
+        self.assertEqual([test.log for test in top.tests],
+                         [["caught: soft-dirty: swap"], ["caught: error: x"]])
+        with mock.patch.object(mutants, "stored", lambda mutant, _: self.folder / "none"):
+            self.assertFalse(self.examine({"a": ("", None, None)}).ok())
 
     def test_refused(self):
         """the build refuses by an assertion or by Kconfig; what it cannot compile is neither"""
