@@ -15,7 +15,8 @@ from lab import bases, trees
 from lab.util import PATCHES, LabError, Parser, main, output, relative, say
 
 # Whose names the words of a patch match is chance: only the files that it touches count.
-GET_MAINTAINER = ("scripts/get_maintainer.pl", "--nogit", "--nogit-fallback", "--roles", "--nokeywords")
+GET_MAINTAINER = ("scripts/get_maintainer.pl", "--nogit", "--nogit-fallback", "--roles",
+                  "--nokeywords")
 
 
 def submitter():
