@@ -107,25 +107,25 @@ def from_tap(name, text, status):
 
 def allowed_skips():
     """The entries of tests/allowed-skips: triples of boot, pattern and reason."""
-    return _entries(ALLOWED)
+    return entries(ALLOWED)
 
 
 def known_differences():
     """The entries of tests/known-differences: triples of boot, pattern and reason."""
-    return _entries(DIFFERENCES)
+    return entries(DIFFERENCES)
 
 
-def _entries(path):
+def entries(path):
     """The lines of the list PATH, each split into its three fields."""
-    entries = []
+    found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line or line.startswith("#"):
             continue
         fields = [part.strip() for part in line.split("|")]
         if len(fields) != 3 or not all(fields):
             raise LabError(f"{path.relative_to(ROOT)}:{number}: not 'boot | test | reason'")
-        entries.append(fields)
-    return entries
+        found.append(fields)
+    return found
 
 
 def enforce_skips(boot, test, entries):

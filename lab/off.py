@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""make off: with CONFIG_MEM_SOFT_DIRTY=n, is the kernel the one of the plain base?
+
+The vmlinux of both are compared function by function and object by object. An address
+is compared as the symbol that it is in, since one function that has grown moves all
+that come after. What may differ, and why, is in tests/off-differences; what is listed
+there has to differ. With the option on, and nobody using it: the sizes.
+"""
+
+import fnmatch
+import re
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from lab import bases, kernel, ktap
+from lab.kernel import Kernel
+from lab.util import ROOT, LabError, Parser, main, output
+
+PREFIX = kernel.ARCHES["arm64"][0]
+EXPECTED = ROOT / "tests/off-differences"
+# Objects that hold the build's version or the names of all symbols, or are put together
+# by the linker from the lines of the source: no code, and no data that code computes with.
+BUILD = ("linux_banner", "linux_proc_banner", "init_uts_ns", "kallsyms_*", "vermagic",
+         "__start___bug_table", "kernel_config_data", "__vdso_*", "vdso_*")
+_HEADER = re.compile(r"^([0-9a-f]{16}) <(.+)>:$")
+_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
+_TARGET = re.compile(r"\b[0-9a-f]{16} (<[^>]+>)")
+_ADRP = re.compile(r"^adrp\t(x\d+), ([0-9a-f]+)")
+_LOW = re.compile(r"^(add\tx\d+, (x\d+), #0x([0-9a-f]+)$|\w+\t.*\[(x\d+)(?:, #(\d+))?\])")
+
+
+@dataclass(frozen=True)
+class Image:
+    """What is compared of a vmlinux: the text of each function and object, by name."""
+
+    functions: dict
+    objects: dict
+    sizes: dict         # bytes, by section
+
+
+class Symbols:
+    """The symbols of a vmlinux, to tell what an address is in."""
+
+    def __init__(self, vmlinux):
+        found = {}
+        self.objects = []
+        for line in output([f"{PREFIX}nm", "-n", "-S", vmlinux]).splitlines():
+            fields = line.split()
+            # Mapping symbols and the linker's markers come and go with the layout.
+            if len(fields) < 3 or fields[-1].startswith("$"):
+                continue
+            address, name = int(fields[0], 16), fields[-1]
+            found.setdefault(address, name)
+            if len(fields) == 4 and fields[2] in "dDrRbBvV":
+                self.objects.append((address, int(fields[1], 16), name))
+        self.starts = sorted(found)
+        self.names = [found[start] for start in self.starts]
+
+    def name(self, address):
+        """ADDRESS as a symbol and an offset."""
+        index = bisect_right(self.starts, address) - 1
+        if index < 0:
+            return hex(address)
+        return f"{self.names[index]}+{address - self.starts[index]:#x}"
+
+    def known(self, value):
+        """Whether VALUE is an address within the kernel."""
+        return self.starts[0] <= value <= self.starts[-1]
+
+
+def functions(vmlinux, symbols):
+    """The functions of VMLINUX as normalised disassembly, by name; twins are numbered."""
+    found, lines, pages = {}, [], {}
+    listing = output([f"{PREFIX}objdump", "-d", "--no-show-raw-insn", vmlinux])
+    for line in listing.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            lines, pages = [], {}
+            name, number = header[2], 1
+            while name in found:
+                number += 1
+                name = f"{header[2]} ({number})"
+            found[name] = lines
+            continue
+        instruction = _INSTRUCTION.match(line)
+        if instruction:
+            lines.append(_normal(instruction[2].split("\t//")[0].rstrip(), pages, symbols))
+    return {name: "\n".join(text) for name, text in found.items()}
+
+
+def _normal(text, pages, symbols):
+    """The instruction TEXT without addresses. PAGES: what adrp has left in registers."""
+    page = _ADRP.match(text)
+    if page:
+        pages[page[1]] = int(page[2], 16)
+        return f"adrp\t{page[1]}"
+    low = _LOW.match(text)
+    register = low and (low[2] or low[4])
+    if low and register in pages:
+        offset = int(low[3], 16) if low[3] else int(low[5] or 0)
+        where = symbols.name(pages[register] + offset)
+        text = re.sub(r"#0x[0-9a-f]+$", where, text) if low[3] else \
+            re.sub(r"\[(x\d+)(?:, #\d+)?\]", rf"[\1 {where}]", text)
+    written = re.match(r"^\w[\w.]*\t([wx]\d+)", text)
+    if written and not text.startswith(("str", "stp", "cmp", "cbz", "cbnz", "tb", "stl")):
+        pages.pop(written[1].replace("w", "x"), None)
+    return _TARGET.sub(r"\1", text)
+
+
+def sections(vmlinux):
+    """The sections of VMLINUX that are loaded: address, offset, size and type, by name."""
+    found = {}
+    for line in output([f"{PREFIX}readelf", "-SW", vmlinux]).splitlines():
+        fields = re.match(r"^\s*\[ *\d+\] (\S+)\s+(\S+)\s+([0-9a-f]{16}) ([0-9a-f]+) ([0-9a-f]+)",
+                          line)
+        if fields and int(fields[3], 16):
+            found[fields[1]] = (int(fields[3], 16), int(fields[4], 16), int(fields[5], 16),
+                                fields[2])
+    return found
+
+
+def objects(vmlinux, symbols, placed):
+    """The data objects of VMLINUX as words, addresses as symbols, by name; twins are numbered."""
+    image, found = vmlinux.read_bytes(), {}
+    for address, size, symbol in symbols.objects:
+        if any(fnmatch.fnmatchcase(symbol, pattern) for pattern in BUILD):
+            continue
+        name, number = symbol, 1
+        while name in found:
+            number += 1
+            name = f"{symbol} ({number})"
+        section = next(((start, offset, kind) for start, offset, length, kind in placed.values()
+                        if start <= address < start + length), None)
+        if not section or section[2] == "NOBITS":
+            found[name] = f"{size} bytes of nothing"
+            continue
+        begin = section[1] + address - section[0]
+        data = image[begin:begin + size]
+        words = struct.unpack(f"<{len(data) // 8}Q", data[:len(data) // 8 * 8])
+        found[name] = " ".join([symbols.name(word) if symbols.known(word) else hex(word)
+                                for word in words] + [data[len(data) // 8 * 8:].hex()])
+    return found
+
+
+def read(vmlinux):
+    """The Image of VMLINUX."""
+    symbols, placed = Symbols(vmlinux), sections(vmlinux)
+    return Image(functions(vmlinux, symbols), objects(vmlinux, symbols, placed),
+                 {name: size for name, (_, _, size, _) in placed.items()})
+
+
+def differences(before, after):
+    """The names of what differs between two dicts, each with how."""
+    found = {}
+    for name in sorted({*before, *after}):
+        if name not in after:
+            found[name] = "gone"
+        elif name not in before:
+            found[name] = "new"
+        elif before[name] != after[name]:
+            found[name] = "differs"
+    return found
+
+
+def expected(base):
+    """What may differ of BASE by tests/off-differences: a reason for each name."""
+    return {name: reason for where, name, reason in ktap.entries(EXPECTED)
+            if fnmatch.fnmatchcase(base, where)}
+
+
+def vmlinux_of(built):
+    """The vmlinux of the kernel BUILT, built if need be."""
+    kernel.build(built)
+    path = built.out / "vmlinux"
+    if not path.exists():
+        raise LabError(f"{built} has no vmlinux")
+    return path
+
+
+def compare(base):
+    """The test of BASE: that off means off. Its log has the sizes."""
+    plain = read(vmlinux_of(Kernel(base, plain=True)))
+    off = read(vmlinux_of(Kernel(base, soft_dirty=False)))
+    on = sections(vmlinux_of(Kernel(base)))
+    top, known = ktap.Test(f"{base} with CONFIG_MEM_SOFT_DIRTY=n"), expected(base)
+    found = {**differences(plain.functions, off.functions),
+             **differences(plain.objects, off.objects)}
+    for name, how in found.items():
+        top.tests.append(ktap.Test(f"{name} {how}: {known.get(name, 'why?')}",
+                                   passed=name in known))
+    for name in known.keys() - found.keys():
+        top.fail(f"{name} does not differ, though tests/off-differences lists it")
+    top.tests.append(ktap.Test(f"{len(plain.functions)} functions and {len(plain.objects)} "
+                               f"objects compared, {len(found)} differ"))
+    for name in (".text", ".rodata", ".data"):
+        top.log.append(f"{name}: plain {plain.sizes[name]}, off {off.sizes[name]}, "
+                       f"on {on[name][2]} bytes")
+    return top
+
+
+def cli():
+    """Command line: compare each base; 1 if something differs that should not."""
+    Parser(prog="lab.off", description=__doc__.splitlines()[0]).parse_args()
+    good = True
+    for base in bases.names():
+        top = compare(base)
+        print(top.name)
+        for line in top.log:
+            print(f"  {line}")
+        for leaf in top.tests:
+            print(f"  {'ok' if leaf.passed else 'FAILED'}  {leaf.name}")
+        good = good and top.ok()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    main(cli)
