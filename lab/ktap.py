@@ -107,15 +107,15 @@ def from_tap(name, text, status):
 
 def allowed_skips():
     """The entries of tests/allowed-skips: triples of boot, pattern and reason."""
-    return entries(ALLOWED)
+    return read_list(ALLOWED)
 
 
 def known_differences():
     """The entries of tests/known-differences: triples of boot, pattern and reason."""
-    return entries(DIFFERENCES)
+    return read_list(DIFFERENCES)
 
 
-def entries(path):
+def read_list(path):
     """The lines of the list PATH, each split into its three fields."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

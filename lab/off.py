@@ -23,6 +23,8 @@ EXPECTED = ROOT / "tests/off-differences"
 # by the linker from the lines of the source: no code, and no data that code computes with.
 BUILD = ("linux_banner", "linux_proc_banner", "init_uts_ns", "kallsyms_*", "vermagic",
          "__start___bug_table", "kernel_config_data", "__vdso_*", "vdso_*")
+# The compiler numbers what it makes, and counts on through a file.
+_NUMBER = re.compile(r"\.\d+$")
 _HEADER = re.compile(r"^([0-9a-f]{16}) <(.+)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
 _TARGET = re.compile(r"\b[0-9a-f]{16} (<[^>]+>)")
@@ -40,33 +42,59 @@ class Image:
 
 
 class Symbols:
-    """The symbols of a vmlinux, to tell what an address is in."""
+    """The symbols and sections of a vmlinux, to tell what an address is in."""
 
     def __init__(self, vmlinux):
-        found = {}
+        found, self.ends = {}, {}
         self.objects = []
+        self.image, self.placed = vmlinux.read_bytes(), sections(vmlinux)
         for line in output([f"{PREFIX}nm", "-n", "-S", vmlinux]).splitlines():
             fields = line.split()
-            # Mapping symbols and the linker's markers come and go with the layout.
-            if len(fields) < 3 or fields[-1].startswith("$"):
+            # Mapping symbols come and go with the layout, and what is absolute is no address.
+            if len(fields) < 3 or fields[-1].startswith("$") or fields[-2] in "aA":
                 continue
-            address, name = int(fields[0], 16), fields[-1]
+            address, name = int(fields[0], 16), _NUMBER.sub("", fields[-1])
             found.setdefault(address, name)
+            if len(fields) == 4:
+                self.ends[address] = max(self.ends.get(address, 0), address + int(fields[1], 16))
             if len(fields) == 4 and fields[2] in "dDrRbBvV":
                 self.objects.append((address, int(fields[1], 16), name))
         self.starts = sorted(found)
         self.names = [found[start] for start in self.starts]
 
     def name(self, address):
-        """ADDRESS as a symbol and an offset."""
+        """ADDRESS as a symbol and an offset, or as the string literal that is there."""
         index = bisect_right(self.starts, address) - 1
         if index < 0:
             return hex(address)
-        return f"{self.names[index]}+{address - self.starts[index]:#x}"
+        start = self.starts[index]
+        if address >= self.ends.get(start, 0) and address != start:
+            data = self.data(address, 256)
+            literal, end, _ = (data or b"").partition(b"\0")
+            if end and literal.isascii():
+                return repr(literal)
+        return f"{self.names[index]}+{address - start:#x}"
+
+    def data(self, address, size):
+        """SIZE bytes at ADDRESS, fewer at the end of the section; None if the file has none."""
+        for start, offset, length, kind in self.placed.values():
+            if start <= address < start + length and kind != "NOBITS":
+                begin = offset + address - start
+                return self.image[begin:begin + min(size, start + length - address)]
+        return None
 
     def known(self, value):
         """Whether VALUE is an address within the kernel."""
         return self.starts[0] <= value <= self.starts[-1]
+
+
+def _next_name(name, found):
+    """NAME, or if that is in FOUND already, with a number."""
+    number, numbered = 1, name
+    while numbered in found:
+        number += 1
+        numbered = f"{name} ({number})"
+    return numbered
 
 
 def functions(vmlinux, symbols):
@@ -77,11 +105,7 @@ def functions(vmlinux, symbols):
         header = _HEADER.match(line)
         if header:
             lines, pages = [], {}
-            name, number = header[2], 1
-            while name in found:
-                number += 1
-                name = f"{header[2]} ({number})"
-            found[name] = lines
+            found[_next_name(_NUMBER.sub("", header[2]), found)] = lines
             continue
         instruction = _INSTRUCTION.match(line)
         if instruction:
@@ -100,8 +124,8 @@ def _normal(text, pages, symbols):
     if low and register in pages:
         offset = int(low[3], 16) if low[3] else int(low[5] or 0)
         where = symbols.name(pages[register] + offset)
-        text = re.sub(r"#0x[0-9a-f]+$", where, text) if low[3] else \
-            re.sub(r"\[(x\d+)(?:, #\d+)?\]", rf"[\1 {where}]", text)
+        immediate = r"#0x[0-9a-f]+$" if low[3] else r"\[x\d+(?:, #\d+)?\]"
+        text = re.sub(immediate, lambda _: f"[{register} {where}]", text)
     written = re.match(r"^\w[\w.]*\t([wx]\d+)", text)
     if written and not text.startswith(("str", "stp", "cmp", "cbz", "cbnz", "tb", "stl")):
         pages.pop(written[1].replace("w", "x"), None)
@@ -120,23 +144,17 @@ def sections(vmlinux):
     return found
 
 
-def objects(vmlinux, symbols, placed):
-    """The data objects of VMLINUX as words, addresses as symbols, by name; twins are numbered."""
-    image, found = vmlinux.read_bytes(), {}
+def objects(symbols):
+    """The data objects of SYMBOLS as words, addresses as symbols, by name; twins are numbered."""
+    found = {}
     for address, size, symbol in symbols.objects:
         if any(fnmatch.fnmatchcase(symbol, pattern) for pattern in BUILD):
             continue
-        name, number = symbol, 1
-        while name in found:
-            number += 1
-            name = f"{symbol} ({number})"
-        section = next(((start, offset, kind) for start, offset, length, kind in placed.values()
-                        if start <= address < start + length), None)
-        if not section or section[2] == "NOBITS":
+        name = _next_name(symbol, found)
+        data = symbols.data(address, size)
+        if data is None:
             found[name] = f"{size} bytes of nothing"
             continue
-        begin = section[1] + address - section[0]
-        data = image[begin:begin + size]
         words = struct.unpack(f"<{len(data) // 8}Q", data[:len(data) // 8 * 8])
         found[name] = " ".join([symbols.name(word) if symbols.known(word) else hex(word)
                                 for word in words] + [data[len(data) // 8 * 8:].hex()])
@@ -145,9 +163,9 @@ def objects(vmlinux, symbols, placed):
 
 def read(vmlinux):
     """The Image of VMLINUX."""
-    symbols, placed = Symbols(vmlinux), sections(vmlinux)
-    return Image(functions(vmlinux, symbols), objects(vmlinux, symbols, placed),
-                 {name: size for name, (_, _, size, _) in placed.items()})
+    symbols = Symbols(vmlinux)
+    return Image(functions(vmlinux, symbols), objects(symbols),
+                 {name: size for name, (_, _, size, _) in symbols.placed.items()})
 
 
 def differences(before, after):
@@ -165,7 +183,7 @@ def differences(before, after):
 
 def expected(base):
     """What may differ of BASE by tests/off-differences: a reason for each name."""
-    return {name: reason for where, name, reason in ktap.entries(EXPECTED)
+    return {name: reason for where, name, reason in ktap.read_list(EXPECTED)
             if fnmatch.fnmatchcase(base, where)}
 
 
@@ -182,7 +200,7 @@ def compare(base):
     """The test of BASE: that off means off. Its log has the sizes."""
     plain = read(vmlinux_of(Kernel(base, plain=True)))
     off = read(vmlinux_of(Kernel(base, soft_dirty=False)))
-    on = sections(vmlinux_of(Kernel(base)))
+    used = sections(vmlinux_of(Kernel(base)))
     top, known = ktap.Test(f"{base} with CONFIG_MEM_SOFT_DIRTY=n"), expected(base)
     found = {**differences(plain.functions, off.functions),
              **differences(plain.objects, off.objects)}
@@ -195,7 +213,7 @@ def compare(base):
                                f"objects compared, {len(found)} differ"))
     for name in (".text", ".rodata", ".data"):
         top.log.append(f"{name}: plain {plain.sizes[name]}, off {off.sizes[name]}, "
-                       f"on {on[name][2]} bytes")
+                       f"on {used[name][2]} bytes")
     return top
 
 

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tests of lab.off: what counts as a difference between two kernels, on small programs."""
+
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+from lab import off, packages
+
+SOURCE = """
+int counter = 1;
+static const char *const words[] = { "one", "two" };
+int grow(int x) { %s return x; }
+const char *word(int i) { counter++; return words[i]; }
+int (*hook)(int) = grow;
+const char *(*other)(int) = word;
+int value = %d;
+void _start(void) { hook(counter); other(value); }
+"""
+
+
+class Off(unittest.TestCase):
+    """Small arm64 programs in place of kernels."""
+
+    def setUp(self):
+        packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def image(self, name, growth="", value=7):
+        """The Image of the program with GROWTH in one function, and VALUE in one object."""
+        source, program = self.folder / f"{name}.c", self.folder / name
+        source.write_text(SOURCE % (growth, value), encoding="utf-8")
+        subprocess.run([f"{off.PREFIX}gcc", "-O2", "-fno-inline", "-nostdlib", "-static",
+                        "-fno-toplevel-reorder", "-o", program, source], check=True)
+        return off.read(program)
+
+    def differences(self, before, after):
+        """What differs, functions and objects."""
+        return {**off.differences(before.functions, after.functions),
+                **off.differences(before.objects, after.objects)}
+
+    def test_same(self):
+        """the same source twice differs in nothing, and something was compared"""
+        first, second = self.image("a"), self.image("b")
+        self.assertEqual(self.differences(first, second), {})
+        self.assertLessEqual({"grow", "word", "_start"}, first.functions.keys())
+        self.assertLessEqual({"counter", "hook", "value", "words"}, first.objects.keys())
+
+    def test_grown(self):
+        """a function that has grown differs, and not those that it has moved"""
+        grown = "".join(f"x = x * {number} ^ counter;" for number in range(3, 4000))
+        self.assertEqual(self.differences(self.image("a"), self.image("b", grown)),
+                         {"grow": "differs"})
+
+    def test_data(self):
+        """an object with another value differs"""
+        self.assertEqual(self.differences(self.image("a"), self.image("b", value=8)),
+                         {"value": "differs"})
+
+    def test_new(self):
+        """what only one of them has is named"""
+        self.assertEqual(off.differences({"a": "x"}, {"b": "x"}), {"a": "gone", "b": "new"})
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
