@@ -1913,6 +1913,7 @@ static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *
 	cpu_set_t cpus, before;
 	char path[128];
 	long updates, faults;
+	time_t start;
 
 	/* Only pages that are not where the process runs get hints. */
 	ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
@@ -1928,7 +1929,8 @@ static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *
 	}
 	ASSERT_TRUE(set_setting("/proc/sys/kernel/numa_balancing", "1"));
 	/* The scan is done on the time of the process, so use some. */
-	for (int i = 0; i < 2000 && vm_counters("numa_pte_updates") < updates + 64; i++)
+	start = time(NULL);
+	while (time(NULL) < start + 60 && vm_counters("numa_pte_updates") < updates + 64)
 		for (int spin = 0; spin < 100000; spin++)
 			asm volatile("");
 	EXPECT_GE(vm_counters("numa_pte_updates"), updates + 64);
@@ -2772,6 +2774,81 @@ TEST_F_TIMEOUT(swap, write_to_a_page_pinned_without_a_fault, TIMEOUT)
 	close(ring.fd);
 }
 
+/* Whether PAGEMAP_SCAN has CATEGORY for something of the LEN bytes from PAGE on. */
+static bool scan_finds(struct __test_metadata *_metadata, int pagemap, char *page,
+		       size_t len, uint64_t category)
+{
+	struct page_region region;
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.start = (unsigned long)page,
+		.end = (unsigned long)page + len,
+		.vec = (unsigned long)&region,
+		.vec_len = 1,
+		.category_mask = category,
+		.return_mask = category,
+	};
+	long found = ioctl(pagemap, PAGEMAP_SCAN, &arg);
+
+	ASSERT_GE(found, 0);
+	return found;
+}
+
+/* A huge page as a whole. */
+
+FIXTURE(huge)
+{
+	struct area area;
+};
+
+FIXTURE_SETUP(huge)
+{
+	set_up_area(_metadata, &self->area, ANON, PMD);
+}
+
+FIXTURE_TEARDOWN(huge)
+{
+	restore_settings();
+}
+
+/* What userfaultfd moves is new where it is, also if nobody has written it since. */
+TEST_F_TIMEOUT(huge, uffd_move, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t nr = pmd_pages(), len = nr * psize();
+	char *from = map_apart(len, len, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	struct uffdio_move move = {
+		.dst = (unsigned long)area->mem,
+		.src = (unsigned long)from,
+		.len = len,
+	};
+	int uffd;
+
+	uffd = open_uffd(0);
+	if (uffd < 0)
+		SKIP(return, "no userfaultfd");
+	ASSERT_EQ(madvise(from, len, MADV_HUGEPAGE), 0);
+	memset(from, 1, len);
+	if (!scan_finds(_metadata, area->pagemap, from, len, PAGE_IS_HUGE))
+		SKIP(return, "no huge page to move");
+	ASSERT_TRUE(uffd_register_pages(uffd, area, 0, nr, UFFDIO_REGISTER_MODE_MISSING));
+	madvise_pages(_metadata, area, 0, nr, MADV_DONTNEED);
+	clear_refs(_metadata, area);
+
+	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
+	for (size_t i = 0; i < nr; i++)
+		area->pages[i] = (struct page){ .must = true, .value = 1 };
+	check(_metadata, area, "moved");
+	EXPECT_TRUE(area->pages[0].huge);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "moved, cleared");
+	write_page(area, PAGE_A);
+	check(_metadata, area, "moved, cleared, written");
+	check_content(_metadata, area);
+	close(uffd);
+}
+
 /* hugetlb, which is not tracked. */
 
 FIXTURE(untracked)
@@ -2787,25 +2864,6 @@ FIXTURE_SETUP(untracked)
 FIXTURE_TEARDOWN(untracked)
 {
 	restore_settings();
-}
-
-static bool scan_says_soft_dirty(struct __test_metadata *_metadata, int pagemap,
-				 char *page, size_t len)
-{
-	struct page_region region;
-	struct pm_scan_arg arg = {
-		.size = sizeof(arg),
-		.start = (unsigned long)page,
-		.end = (unsigned long)page + len,
-		.vec = (unsigned long)&region,
-		.vec_len = 1,
-		.category_mask = PAGE_IS_SOFT_DIRTY,
-		.return_mask = PAGE_IS_SOFT_DIRTY,
-	};
-	long found = ioctl(pagemap, PAGEMAP_SCAN, &arg);
-
-	ASSERT_GE(found, 0);
-	return found;
 }
 
 TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
@@ -2837,7 +2895,8 @@ TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
 			/* Not seen by pagemap, and no harm to what is. */
 			EXPECT_FALSE(pagemap_get_entry(pagemap, page) & PM_SOFT_DIRTY);
 			/* PAGEMAP_SCAN has it as written for ever. */
-			EXPECT_TRUE(scan_says_soft_dirty(_metadata, pagemap, page, sizes[i]));
+			EXPECT_TRUE(scan_finds(_metadata, pagemap, page, sizes[i],
+					       PAGE_IS_SOFT_DIRTY));
 			check(_metadata, &self->area, "beside hugetlb");
 			EXPECT_EQ(page[0], 2);
 			EXPECT_EQ(page[sizes[i] / 2], 1);
