@@ -269,25 +269,39 @@ static size_t pmd_pages(void)
 	return pages;
 }
 
-/* Let only memory that asks for it have huge pages, and only those of ORDERS. */
-static void allow_orders(unsigned long orders)
+/* Huge pages for memory that asks for them, and nothing that the test did not ask for. */
+static void prepare_thp(void)
 {
 	struct thp_settings new = thp_settings;
 
-	if (!have_thp)
-		return;
 	new.thp_enabled = THP_MADVISE;
 	new.thp_defrag = THP_DEFRAG_MADVISE;
 	new.shmem_enabled = SHMEM_NEVER;
-	/* Nothing that the test did not ask for. */
 	new.khugepaged.scan_sleep_millisecs = 60 * 60 * 1000;
-	for (int i = 0; i < NR_ORDERS; i++) {
+	thp_write_settings(&new);
+}
+
+static void allow_order(int order, unsigned long supported, const char *file,
+			const char *value)
+{
+	char path[64];
+
+	if (!(supported & (1UL << order)))
+		return;
+	snprintf(path, sizeof(path), "hugepages-%lukB/%s", (psize() >> 10) << order, file);
+	thp_write_string(path, value);
+}
+
+/* Only those of ORDERS. Other settings are left: to write them wakes khugepaged up. */
+static void allow_orders(unsigned long orders)
+{
+	for (int i = 0; have_thp && i < NR_ORDERS; i++) {
 		bool on = orders & (1UL << i);
 
-		new.hugepages[i].enabled = on ? THP_MADVISE : THP_NEVER;
-		new.shmem_hugepages[i].enabled = on ? SHMEM_ADVISE : SHMEM_NEVER;
+		allow_order(i, thp_supported_orders(), "enabled", on ? "madvise" : "never");
+		allow_order(i, thp_shmem_supported_orders(), "shmem_enabled",
+			    on ? "advise" : "never");
 	}
-	thp_write_settings(&new);
 }
 
 static bool is_shared(const struct area *area)
@@ -1749,6 +1763,12 @@ static void *keep_migrating(void *arg)
 	return NULL;
 }
 
+/* How often to clear meanwhile: a huge page can take seconds to move. */
+static int migrating_rounds(const struct area *area)
+{
+	return area->nr > MANY_PAGES ? 2 : 10;
+}
+
 /* clear_refs has to find pages that are under migration. */
 TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 {
@@ -1759,7 +1779,7 @@ TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 	if (!have_two_nodes())
 		SKIP(return, "one NUMA node only");
 	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
-	for (int round = 0; round < 10; round++) {
+	for (int round = 0; round < migrating_rounds(area); round++) {
 		clear_refs(_metadata, area);
 		write_pages(area, round % 2 ? chosen : chosen_later);
 		if (area->size != BASE && is_shared(area))
@@ -2201,7 +2221,7 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 	ASSERT_TRUE(uffd_register_pages(uffd, area, area->first, area->nr - area->first,
 					UFFDIO_REGISTER_MODE_WP));
 	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
-	for (int round = 0; round < 10; round++) {
+	for (int round = 0; round < migrating_rounds(area); round++) {
 		scan_written(_metadata, area, true, found);
 		write_pages(area, round % 2 ? chosen : chosen_later);
 		scan_written(_metadata, area, false, found);
@@ -2587,6 +2607,7 @@ TEST_F_TIMEOUT(collapse, keeps_what_was_written, TIMEOUT)
 		madvise_pages(_metadata, area, 0, area->nr, MADV_HUGEPAGE);
 		for (int i = 0; i < 600 && nr_blocks(_metadata, area, self->unit) <= blocks; i++)
 			usleep(100 * 1000);
+		prepare_thp();
 		allow_orders(0);
 	} else {
 		allow_orders(self->unit);
@@ -3029,5 +3050,7 @@ int main(int argc, char **argv)
 	}
 	save_settings();
 	atexit(restore_all_settings);
+	if (have_thp)
+		prepare_thp();
 	return test_harness_run(argc, argv);
 }
