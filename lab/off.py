@@ -10,7 +10,7 @@ there has to differ. With the option on, and nobody using it: the sizes.
 import fnmatch
 import re
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from lab import bases, kernel, ktap
@@ -28,6 +28,8 @@ _NUMBER = re.compile(r"\.\d+$")
 _HEADER = re.compile(r"^([0-9a-f]{16}) <(.+)>:$")
 _INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
 _TARGET = re.compile(r"\b[0-9a-f]{16} (<[^>]+>)")
+_LABEL = re.compile(r"<([^<>]+)>")
+_PADDING = ("nop", "udf\t#0")
 _ADRP = re.compile(r"^adrp\t(x\d+), ([0-9a-f]+)")
 _LOW = re.compile(r"^(add\tx\d+, (x\d+), #0x([0-9a-f]+)$|\w+\t.*\[(x\d+)(?:, #(\d+))?\])")
 
@@ -105,30 +107,51 @@ def functions(vmlinux, symbols):
         header = _HEADER.match(line)
         if header:
             lines, pages = [], {}
-            found[_next_name(_NUMBER.sub("", header[2]), found)] = lines
+            name = _next_name(_NUMBER.sub("", header[2]), found)
+            found[name] = int(header[1], 16), header[2], lines
             continue
         instruction = _INSTRUCTION.match(line)
         if instruction:
-            lines.append(_normal(instruction[2].split("\t//")[0].rstrip(), pages, symbols))
-    return {name: "\n".join(text) for name, text in found.items()}
+            text = instruction[2].split("\t//")[0].split(" // ")[0].rstrip()
+            lines.append((int(instruction[1], 16), _normal(text, pages, symbols)))
+    return {name: _numbered(*parts) for name, parts in found.items()}
+
+
+def _numbered(start, symbol, lines):
+    """LINES (address, text) of the function SYMBOL at START, its jumps told by instruction.
+
+    Padding goes: the compiler aligns loops by addresses. Of a jump into another function,
+    as the alternatives that stand behind the last one have, only the function is told.
+    """
+    kept = [(address, text) for address, text in lines if text not in _PADDING]
+    addresses = [address for address, _ in kept]
+
+    def label(target):
+        name, _, offset = target[1].partition("+")
+        if name != symbol:
+            return f"<{name}>"
+        return f"<{bisect_left(addresses, start + int(offset or '0', 16))}>"
+
+    return "\n".join(_LABEL.sub(label, text) for _, text in kept)
 
 
 def _normal(text, pages, symbols):
-    """The instruction TEXT without addresses. PAGES: what adrp has left in registers."""
+    """The instruction TEXT without addresses. PAGES: what adrp and add left in registers."""
     page = _ADRP.match(text)
     if page:
         pages[page[1]] = int(page[2], 16)
         return f"adrp\t{page[1]}"
-    low = _LOW.match(text)
+    low, address = _LOW.match(text), None
     register = low and (low[2] or low[4])
     if low and register in pages:
-        offset = int(low[3], 16) if low[3] else int(low[5] or 0)
-        where = symbols.name(pages[register] + offset)
+        address = pages[register] + (int(low[3], 16) if low[3] else int(low[5] or 0))
         immediate = r"#0x[0-9a-f]+$" if low[3] else r"\[x\d+(?:, #\d+)?\]"
-        text = re.sub(immediate, lambda _: f"[{register} {where}]", text)
+        text = re.sub(immediate, lambda _: f"[{register} {symbols.name(address)}]", text)
     written = re.match(r"^\w[\w.]*\t([wx]\d+)", text)
     if written and not text.startswith(("str", "stp", "cmp", "cbz", "cbnz", "tb", "stl")):
         pages.pop(written[1].replace("w", "x"), None)
+        if address and low[3]:      # an anchor, from which others are reached
+            pages[written[1]] = address
     return _TARGET.sub(r"\1", text)
 
 

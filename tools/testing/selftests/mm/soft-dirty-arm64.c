@@ -968,18 +968,14 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "pinned, written");
 
-	/* So it does after clear_refs, in a private mapping. */
+	/* So it does after clear_refs. */
 	write_pages(area, chosen);
 	clear_refs(_metadata, area);
-	if (is_shared(area)) {
-		area->pages[PAGE_A].may = true;
-	} else {
-		written(area, PAGE_A);
-		/* A pin counts for the folio, as far as it was writable. */
-		for (size_t i = PAGE_A & ~63; i < BASE_PAGES && area->size == MTHP; i++)
-			area->pages[i].may = chosen(area, i);
-		check(_metadata, area, "pinned, cleared");
-	}
+	written(area, PAGE_A);
+	/* A pin counts for the folio, as far as it was writable. */
+	for (size_t i = PAGE_A & ~63; i < BASE_PAGES && area->size == MTHP; i++)
+		area->pages[i].may = chosen(area, i);
+	check(_metadata, area, "pinned, cleared");
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "pinned, cleared, written");
 
@@ -1467,6 +1463,34 @@ static void grow_in_place(struct __test_metadata *_metadata, struct area *area)
 TEST_F_TIMEOUT(soft_dirty, mremap_grown_in_place, TIMEOUT)
 {
 	across(_metadata, &self->area, grow_in_place);
+}
+
+/* So is what it leaves behind, which is filled anew without a write. */
+static void mremap_leave(struct __test_metadata *_metadata, struct area *area)
+{
+	size_t len = (area->nr - area->first) * psize();
+	char *from = page_addr(area, area->first);
+	char *to;
+
+	to = mremap(from, len, len, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+	ASSERT_NE(to, MAP_FAILED);
+	ASSERT_EQ(munmap(to, len), 0);
+	moved(area);
+	check(_metadata, area, "left behind");
+	for (size_t i = area->first; i < area->nr; i++) {
+		if (!is_shared(area))
+			area->pages[i].value = 0;
+		EXPECT_EQ(load_byte(area, i), area->pages[i].value);
+	}
+	check(_metadata, area, "left behind, read");
+	/* The first write to what is empty would fill a whole folio. */
+	for (size_t i = area->first; i < area->nr; i++)
+		write_page(area, i);
+}
+
+TEST_F_TIMEOUT(soft_dirty, mremap_dontunmap, TIMEOUT)
+{
+	across(_metadata, &self->area, mremap_leave);
 }
 
 static void munmap_part(struct __test_metadata *_metadata, struct area *area)
