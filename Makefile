@@ -21,7 +21,7 @@ test-all: ## the whole matrix; hours, and goes on where it was stopped
 mutants: ## break the series on purpose and see that the tests notice; an hour
 	@$(LAB)mutants
 
-check: ## what can be checked without booting: shellcheck, flake8, pylint, checkpatch, series
+check: ## what can be checked without booting: the lab, the series, the kernel's static checks
 	@$(LAB)check
 
 tree: ## make build/tree/$BASE: the base, then one commit a patch

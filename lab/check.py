@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lab import bases, ktap, packages, trees
+from lab import bases, ktap, packages, static, trees
 from lab.util import PATCHES, ROOT, BaseGone, Parser, main, output, say
 
 # Not MISSING_SIGN_OFF: the submitter's is added when the series is mailed. Not
@@ -62,6 +62,7 @@ def _series(base):
                                    f"--root={tree}", *CHECKPATCH, patch]))
         signed = "Signed-off-by:" in patch.read_text(encoding="utf-8")
         top.tests.append(ktap.Test(f"signed by nobody yet: {patch.name}", passed=not signed))
+    top.tests.append(static.check(base))
     return top
 
 

@@ -89,7 +89,7 @@ def make(arch):
     return ["make", f"ARCH={arch}", f"CROSS_COMPILE={ARCHES[arch][0]}"]
 
 
-def _configure(kernel, tree):
+def configure(kernel, tree):
     """Write the .config; LabError if Kconfig drops something that a fragment asks for."""
     wanted = "".join(path.read_text(encoding="utf-8") for path in kernel.fragments())
     allconfig = kernel.out / "lab.config"
@@ -128,7 +128,7 @@ def build(kernel):
         with step(f"building kernel {kernel} ({trees.source_version(kernel.base)})"):
             kernel.out.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
-            _configure(kernel, tree)
+            configure(kernel, tree)
             run_logged([*make(kernel.arch), "-C", tree, f"O={kernel.out.resolve()}",
                         f"-j{os.cpu_count()}", f"CC=ccache {compiler}", kernel.image.name],
                        f"kernel-{kernel}", env={**os.environ, **REPRODUCIBLE})

@@ -47,6 +47,13 @@ CHECK_TOOLS = {
     "pylint": "pylint",
     "shellcheck": "shellcheck",
 }
+STATIC_TOOLS = {
+    "ocamlfind": "ocaml-findlib",
+    "ocamlopt": "ocaml",            # some of the semantic patches have scripts in it
+    "sparse": "sparse",
+    "spatch": "coccinelle",
+    "sphinx-build": "python3-sphinx",
+}
 # The same for packages without a command: a file that they install.
 BUILD_FILES = {
     "/usr/include/gelf.h": "libelf-dev",

@@ -2590,15 +2590,10 @@ FIXTURE_TEARDOWN(collapse)
 	restore_settings();
 }
 
-/* How many units of the area are one block of memory. */
-static size_t nr_blocks(struct __test_metadata *_metadata, struct area *area, size_t unit)
+static bool is_collapsed(struct __test_metadata *_metadata, struct area *area)
 {
-	size_t nr = 0;
-
 	look(_metadata, area);
-	for (size_t i = 0; i < area->nr; i += unit)
-		nr += is_block(area, i, unit);
-	return nr;
+	return nr_large(_metadata, area) > 0;
 }
 
 static void start_khugepaged(struct area *area, size_t unit)
@@ -2618,18 +2613,17 @@ static void start_khugepaged(struct area *area, size_t unit)
 TEST_F_TIMEOUT(collapse, keeps_what_was_written, TIMEOUT)
 {
 	struct area *area = &self->area;
-	size_t blocks;
 
 	clear_refs(_metadata, area);
 	write_pages(area, chosen);
-	blocks = nr_blocks(_metadata, area, self->unit);
+	ASSERT_FALSE(is_collapsed(_metadata, area));
 	protect(_metadata, area, 0, area->nr, variant->prot);
 	check(_metadata, area, "before");
 
 	if (variant->khugepaged) {
 		start_khugepaged(area, self->unit);
 		madvise_pages(_metadata, area, 0, area->nr, MADV_HUGEPAGE);
-		for (int i = 0; i < 600 && nr_blocks(_metadata, area, self->unit) <= blocks; i++)
+		for (int i = 0; i < 600 && !is_collapsed(_metadata, area); i++)
 			usleep(100 * 1000);
 		prepare_thp();
 		allow_orders(0);
@@ -2639,7 +2633,7 @@ TEST_F_TIMEOUT(collapse, keeps_what_was_written, TIMEOUT)
 		if (madvise(area->mem, area->nr * psize(), MADV_COLLAPSE))
 			TH_LOG("MADV_COLLAPSE: %s", strerror(errno));
 	}
-	if (nr_blocks(_metadata, area, self->unit) <= blocks)
+	if (!is_collapsed(_metadata, area))
 		SKIP(return, "%s", variant->prot == PROT_READ ?
 		     "this kernel collapses only what is writable" :
 		     "no large folio was to be had");

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel's own static checks over what a series touches.
+
+A finding counts if the series has more of its kind than the base, line numbers aside.
+So the base is looked at only where the series has findings at all.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import kernel, ktap, packages, trees
+from lab.util import LOGS, LabError, relative, show, step
+
+# A place in a file, as gcc, sparse, kernel-doc, coccicheck and Sphinx give it, and the finding.
+_FINDING = re.compile(r"^(?:Warning: )?([\w./+-]+\.(?:[chS]|rst)):\d+(?::[\d-]+)*:?\s+(.*)$", re.M)
+
+
+# Debian 12's sparse does not know the keyword, and the kernel then does without sparse.
+SPARSE = "CHECK=sparse -D__typeof_unqual__=__typeof__"
+
+
+@dataclass(frozen=True)
+class Kernel(kernel.Kernel):
+    """A kernel of which only single objects are built, in a directory of its own."""
+
+    def __str__(self):
+        return f"{super().__str__()}-static"
+
+    def make(self, *arguments):
+        """The command that makes ARGUMENTS of it."""
+        return [*kernel.make(self.arch), "-C", self.tree(), f"O={self.out.resolve()}",
+                f"-j{os.cpu_count()}", *arguments]
+
+
+def touched(base, *suffixes):
+    """The files with SUFFIXES that the series of BASE changes or adds, tests and tools aside."""
+    names = trees.git(trees.make(base), "diff", "--name-only", "--diff-filter=AM", "base", "HEAD",
+                      "--", ":!tools")
+    return [Path(name) for name in names.split() if name.endswith(suffixes)]
+
+
+def findings(text, root):
+    """What a tool says in TEXT of the files below a directory ROOT: counts by file and finding."""
+    found = Counter()
+    for path, finding in _FINDING.findall(text):
+        if not finding.startswith("note:"):
+            found[path.split(f"{root}/")[-1], re.sub(r"\d+", "N", finding)] += 1
+    return found
+
+
+def _run(argv, name, **kwargs):
+    """What ARGV prints, also kept in the log NAME. LabError if it fails."""
+    log = LOGS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    proc = subprocess.run([str(arg) for arg in argv], text=True, check=False, errors="replace",
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+    log.write_text(f"$ {show(argv)}\n{proc.stdout}", encoding="utf-8")
+    if proc.returncode:
+        raise LabError(f"{name} failed with status {proc.returncode}; whole log: {relative(log)}; "
+                       f"again: {show(argv)}")
+    return proc.stdout
+
+
+def _objects(built, files, what, *arguments):
+    """Make the objects of FILES with ARGUMENTS; each has to show up as a line that begins WHAT."""
+    kernel.configure(built, built.tree())
+    objects = [file.with_suffix(".o") for file in files]
+    for name in objects:
+        (built.out / name).unlink(missing_ok=True)
+    text = _run(built.make(*arguments, *objects), f"static-{what}-{built}",
+                env={**os.environ, **kernel.REPRODUCIBLE})
+    for file in files:
+        if not re.search(rf"^ +{what} .*{re.escape(str(file.with_suffix('')))}\.[co]$", text, re.M):
+            raise LabError(f"{what} was not run on {file} for {built}")
+    return text
+
+
+def _gcc(built, files):
+    return _objects(built, [file for file in files if file.suffix == ".c"], "CC", "W=1")
+
+
+def _sparse(built, files):
+    return _objects(built, [file for file in files if file.suffix == ".c"], "CHECK", "C=1", SPARSE)
+
+
+def _kernel_doc(built, files):
+    tree = built.tree()
+    return _run([tree / "scripts/kernel-doc", "-none", "-Wall",
+                 *[tree / file for file in files if file.suffix in (".c", ".h")]],
+                f"static-kernel-doc-{built}")
+
+
+def _coccicheck(built, files):
+    """All semantic patches of the tree, over a directory that holds FILES and nothing else."""
+    tree = built.tree().resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch, tree.name)
+        for file in files:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tree / file, root / file)
+        include = [f"-I{tree}/arch/{built.arch}/include", f"-I{tree}/include"]
+        said = {"MODE": "report", "J": str(os.cpu_count()), "LINUXINCLUDE": " ".join(include),
+                "srctree": str(tree), "srcroot": str(root), "KBUILD_EXTMOD": str(root)}
+        text = _run(["bash", tree / "scripts/coccicheck"], f"static-coccicheck-{built}",
+                    env={**os.environ, **said})
+    patches = len(list((tree / "scripts/coccinelle").rglob("*.cocci")))
+    run = len(re.findall(r"^\S*/spatch ", text, re.M)) + text.count("Skipping coccinelle SmPL")
+    if run < patches:
+        raise LabError(f"coccicheck ran {run} of {patches} semantic patches on {built}")
+    return text
+
+
+def _sphinx(built, files):
+    """The directories of the documents in FILES."""
+    folders = sorted({str(file.parent.relative_to("Documentation")) for file in files
+                      if file.suffix == ".rst"})
+    built.out.mkdir(parents=True, exist_ok=True)
+    return _run(built.make("htmldocs", f"SPHINXDIRS={' '.join(folders)}"),
+                f"static-sphinx-{built}")
+
+
+TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,
+         "coccicheck": _coccicheck, "Sphinx": _sphinx}
+
+
+def _check(name, tool, base):
+    """The test that TOOL, called NAME, finds nothing new in the series of BASE."""
+    files = touched(base, ".c", ".h", ".rst")
+    patched, plain = Kernel(base, debug=True), Kernel(base, debug=True, plain=True)
+    with step(f"static checks of {base}: {name}"):
+        found = findings(tool(patched, files), patched.tree().name)
+        before = Counter()
+        if found:
+            old = [file for file in files if (plain.tree() / file).exists()]
+            before = findings(tool(plain, old), plain.tree().name)
+    new = found - before
+    return ktap.Test(f"{name}: nothing new", passed=not new,
+                     log=[f"{path}: {text}" for path, text in sorted(new.elements())])
+
+
+def check(base):
+    """The test of the series of BASE."""
+    packages.need({**packages.BUILD_TOOLS, **packages.STATIC_TOOLS}, packages.BUILD_FILES)
+    top = ktap.Test("static checks")
+    for name, tool in TOOLS.items():
+        try:
+            top.tests.append(_check(name, tool, base))
+        except LabError as err:
+            top.fail(name, str(err))
+    return top

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tests of lab.static: what counts as a finding, and that coccicheck has one to report."""
+
+import unittest
+from collections import Counter
+
+from lab import static
+
+SAID = """\
+make: Entering directory '/somewhere/tree/7.3'
+  CC      mm/mremap.o
+In file included from ../../tree/7.3/include/linux/mm.h:12,
+../../tree/7.3/mm/mremap.c: In function 'one':
+../../tree/7.3/mm/mremap.c:99:7: warning: unused variable 'x' [-Wunused-variable]
+../../tree/7.3/mm/mremap.c:99:7: note: declared here
+/somewhere/tree/7.3/mm/mremap.c:1700:1: warning: unused variable 'x' [-Wunused-variable]
+/somewhere/tree/7.3/mm/ksm.c:6:2-7: WARNING: NULL check before some freeing functions
+Warning: /somewhere/tree/7.3/mm/memory.c:12 function parameter 'a2' not described in 'two'
+/somewhere/tree/7.3/Documentation/mm/a.rst:8: WARNING: undefined label: 'b'
+    8 | a line of source.c:9: shown
+"""
+
+
+class Findings(unittest.TestCase):
+    """What the tools say."""
+
+    def test_findings(self):
+        """findings of all tools are told by file, without line numbers, and notes are not"""
+        unused = "mm/mremap.c", "warning: unused variable 'x' [-Wunused-variable]"
+        self.assertEqual(static.findings(SAID, "7.3"), Counter({
+            unused: 2,
+            ("mm/ksm.c", "WARNING: NULL check before some freeing functions"): 1,
+            ("mm/memory.c", "function parameter 'aN' not described in 'two'"): 1,
+            ("Documentation/mm/a.rst", "WARNING: undefined label: 'b'"): 1}))
+
+    def test_one_more(self):
+        """one more of the same kind is new, at another line it is not"""
+        more = f"{SAID}x/7.3/mm/ksm.c:7:1-2: WARNING: NULL check before some freeing functions\n"
+        moved = SAID.replace("ksm.c:6:", "ksm.c:66:")
+        before = static.findings(SAID, "7.3")
+        self.assertEqual(static.findings(moved, "7.3") - before, Counter())
+        self.assertEqual(list((static.findings(more, "7.3") - before).values()), [1])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
