@@ -36,6 +36,12 @@ apply: ## apply the right series to a kernel tree of yours: KDIR=~/linux
 series: ## the series as mails for git send-email, BASE=7.3 TO=directory; needs a git user
 	@$(LAB)mails --base $(BASE) "$(or $(TO),$(error say where to: make series BASE=7.3 TO=dir))"
 
+commits: ## build and boot each commit of each series, with gcc and clang; hours, goes on
+	@$(LAB)commits
+
+off: ## compare the kernel with CONFIG_MEM_SOFT_DIRTY=n with the plain base's, and its size
+	@$(LAB)off
+
 applies: ## try the series on each kernel of its line that Debian's archive has
 	@$(LAB)ranges
 
@@ -48,4 +54,4 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply series applies kernel shell clean
+.PHONY: help run test test-all mutants check tree refresh apply series applies commits off kernel shell clean

@@ -83,19 +83,29 @@ class Kernel:
         """The source tree, made if need be."""
         return (trees.make_plain if self.plain else trees.make)(self.base)
 
+    @property
+    def compiler(self):
+        """The command that compiles it."""
+        return f"{ARCHES[self.arch][0]}gcc"
+
+    def make(self, *targets):
+        """The command that makes TARGETS of it in its directory."""
+        return [*make(self.arch), "-C", self.tree(), f"O={self.out.resolve()}",
+                f"-j{os.cpu_count()}", f"CC=ccache {self.compiler}", *targets]
+
 
 def make(arch):
     """The make command for the kernel and its selftests on the architecture ARCH."""
     return ["make", f"ARCH={arch}", f"CROSS_COMPILE={ARCHES[arch][0]}"]
 
 
-def configure(kernel, tree):
+def configure(kernel):
     """Write the .config; LabError if Kconfig drops something that a fragment asks for."""
     wanted = "".join(path.read_text(encoding="utf-8") for path in kernel.fragments())
     allconfig = kernel.out / "lab.config"
     write_if_changed(allconfig, wanted)
-    run_logged([*make(kernel.arch), "-C", tree, f"O={kernel.out.resolve()}",
-                f"KCONFIG_ALLCONFIG={allconfig.resolve()}", "allnoconfig"], f"config-{kernel}")
+    run_logged(kernel.make(f"KCONFIG_ALLCONFIG={allconfig.resolve()}", "allnoconfig"),
+               f"config-{kernel}")
     got = set((kernel.out / ".config").read_text(encoding="utf-8").splitlines())
     for path in kernel.fragments():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -117,21 +127,19 @@ def build(kernel):
     """Build KERNEL unless its image is up to date, and return the image's path."""
     packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
     tree = kernel.tree()
-    compiler = f"{ARCHES[kernel.arch][0]}gcc"
     with locked(f"kernel-{kernel}"):
         stamp = kernel.out / "lab.stamp"
         state = sha256(trees.state(tree, *SOURCES), *kernel.fragments(),
-                       output([compiler, "--version"])) + "\n"
+                       output([kernel.compiler, "--version"])) + "\n"
         if kernel.image.exists() and stamp.exists() \
                 and stamp.read_text(encoding="utf-8") == state:
             return kernel.image
         with step(f"building kernel {kernel} ({trees.source_version(kernel.base)})"):
             kernel.out.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
-            configure(kernel, tree)
-            run_logged([*make(kernel.arch), "-C", tree, f"O={kernel.out.resolve()}",
-                        f"-j{os.cpu_count()}", f"CC=ccache {compiler}", kernel.image.name],
-                       f"kernel-{kernel}", env={**os.environ, **REPRODUCIBLE})
+            configure(kernel)
+            run_logged(kernel.make(kernel.image.name), f"kernel-{kernel}",
+                       env={**os.environ, **REPRODUCIBLE})
             stamp.write_text(state, encoding="utf-8")
     return kernel.image
 

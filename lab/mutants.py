@@ -22,7 +22,7 @@ from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
 from lab.bases import LEAD
 from lab.matrix import LEAD_TEST, MAP, OWN_TEST
 from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, output,
-                      relative, say, sha256, step, write_if_changed)
+                      relative, say, sha256, write_if_changed)
 
 MUTANTS = ROOT / "tests/mutants"
 DRIVER = ROOT / "tests/first-failure.sh"
@@ -124,21 +124,9 @@ def snapshot(tree):
                          env=env).strip()
 
 
-def reset(commit):
-    """Bring the tree of the mutants to COMMIT of the lead's; it is made if need be."""
-    if not TREE.exists():
-        with step(f"making {relative(TREE)}"):
-            trees.git(trees.TREES / LEAD, "worktree", "prune")
-            trees.git(trees.TREES / LEAD, "worktree", "add", "-q", "--detach",
-                      TREE.resolve(), commit)
-    # Both leave alone what did not change, so that make builds only what did.
-    trees.git(TREE, "checkout", "-q", "--force", "--detach", commit)
-    trees.git(TREE, "clean", "-qfd")
-
-
 def check_patches(mutants, commit):
     """LabError that names the first of MUTANTS that does not apply on COMMIT."""
-    reset(commit)
+    trees.check_out(LEAD, "mutant", commit)
     for mutant in mutants:
         trees.apply_diff(TREE, mutant.path, "--check")
 
@@ -149,7 +137,7 @@ def build(mutant, commit):
     Returns the kernel, and how the build refused it, if it did. LabError if it does
     not build for another reason: then it shows nothing.
     """
-    reset(commit)
+    trees.check_out(LEAD, "mutant", commit)
     if mutant:
         trees.apply_diff(TREE, mutant.path)
     built = Kernel(LEAD, name=mutant.name if mutant else CONTROL)

@@ -32,11 +32,6 @@ class Kernel(kernel.Kernel):
     def __str__(self):
         return f"{super().__str__()}-static"
 
-    def make(self, *arguments):
-        """The command that makes ARGUMENTS of it."""
-        return [*kernel.make(self.arch), "-C", self.tree(), f"O={self.out.resolve()}",
-                f"-j{os.cpu_count()}", *arguments]
-
 
 def touched(base, *suffixes):
     """The files with SUFFIXES that the series of BASE changes or adds, tests and tools aside."""
@@ -69,7 +64,7 @@ def _run(argv, name, **kwargs):
 
 def _objects(built, files, what, *arguments):
     """Make the objects of FILES with ARGUMENTS; each has to show up as a line that begins WHAT."""
-    kernel.configure(built, built.tree())
+    kernel.configure(built)
     objects = [file.with_suffix(".o") for file in files]
     for name in objects:
         (built.out / name).unlink(missing_ok=True)

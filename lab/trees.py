@@ -243,6 +243,23 @@ def make_plain(name):
     return plain
 
 
+def check_out(name, suffix, commit):
+    """Bring the work tree build/tree/NAME-SUFFIX to COMMIT of the tree of NAME. Returns its path.
+
+    Edits in it are lost. What does not change is not touched, so that make builds only
+    what does.
+    """
+    tree, path = make(name), TREES / f"{name}-{suffix}"
+    with locked(f"tree-{name}"):
+        if not path.exists():
+            with step(f"making {relative(path)}"):
+                git(tree, "worktree", "prune")
+                git(tree, "worktree", "add", "-q", "--detach", path.resolve(), commit)
+        git(path, "checkout", "-q", "--force", "--detach", commit)
+        git(path, "clean", "-qfd")
+    return path
+
+
 def source_version(name):
     """The source that build/tree/NAME was made from, for example a package and version."""
     return _stamp(name).get("source", "unknown")
