@@ -43,6 +43,14 @@ def base_at_hand():
     raise unittest.SkipTest("the archive offers no base")
 
 
+def readme(words):
+    """The commands of the block of the README with WORDS; the base whose series is in $series."""
+    blocks = re.findall(r"(?:^    .*\n)+", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    block = next(block for block in blocks if words in block)
+    return re.sub(r"~/this/repository/patches/[\d.]+", "$series",
+                  "".join(line[4:] for line in block.splitlines(keepends=True)))
+
+
 class BadInput(unittest.TestCase):
     """Each ends with one clear line and status 125, and leaves nothing behind."""
 
@@ -336,10 +344,39 @@ class Trees(unittest.TestCase):
         """apply patches a directory that is no git tree, to the same result"""
         proc, target = self.apply_to(lambda target: None)
         self.assertEqual(proc.returncode, 0, proc.stdout)
+        self.assert_patched(target)
+
+    def assert_patched(self, target):
+        """That the directory TARGET holds the files of the series as its tree has them."""
         tree = trees.TREES / self.base
         for file in trees.git(tree, "diff", "--name-only", "base", "HEAD").split():
             self.assertEqual((target / file).read_text(encoding="utf-8"),
                              trees.git(tree, "show", f"HEAD:{file}"), file)
+
+    def in_excerpt(self, script):
+        """Run the shell SCRIPT in a copy of the excerpt, the series in $series; the copy."""
+        target = Path(tempfile.mkdtemp(dir=self.folder.name), "linux")
+        shutil.copytree(self.kernel, target)
+        proc = subprocess.run(["sh", "-e"], input=script, cwd=target, text=True, check=False,
+                              env={**os.environ, "series": str(ROOT / "patches" / self.base)},
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.assertEqual(proc.returncode, 0, proc.stdout)
+        return target
+
+    def test_quilt(self):
+        """the README's way into debian/patches: quilt pushes all without fuzz, and pops all"""
+        packages.need({"quilt": "quilt"})
+        way = readme("debian/patches")
+        push = f"{way}QUILT_PATCHES=debian/patches quilt push -a --fuzz=0\n"
+        target = self.in_excerpt(push)
+        self.assert_patched(target)
+        target = self.in_excerpt(f"{push}QUILT_PATCHES=debian/patches quilt pop -a\n")
+        kbuild = "mm/ksm.c"
+        self.assertEqual((target / kbuild).read_bytes(), (self.kernel / kbuild).read_bytes())
+
+    def test_patch(self):
+        """the README's way with nothing but patch gives the tree's files"""
+        self.assert_patched(self.in_excerpt(readme("patch -p1")))
 
     def test_apply_elsewhere(self):
         """apply says which base is nearest and what failed, and changes nothing"""
