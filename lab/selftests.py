@@ -5,7 +5,7 @@ import os
 
 from lab import packages, trees
 from lab.kernel import make
-from lab.util import BUILD, LabError, locked, run_logged, sha256, step
+from lab.util import BUILD, LOGS, LabError, locked, run_logged, sha256, step
 
 SELFTESTS = BUILD / "selftests"
 
@@ -43,5 +43,10 @@ def build(base, names, arch):
                         f"KHDR_INCLUDES=-isystem {headers.resolve()}/usr/include",
                         *listed, *targets],
                        f"selftests-{out.name}", env=env)
+            said = (LOGS / f"selftests-{out.name}.log").read_text(encoding="utf-8")
+            added = trees.git(tree, "diff", "--name-only", "--diff-filter=A", "base", "HEAD")
+            for line in said.splitlines():
+                if ": warning: " in line and f"mm/{line.split(':')[0]}\n" in added:
+                    raise LabError(f"the compiler warns of what the series adds: {line}")
             stamp.write_text(state, encoding="utf-8")
     return programs

@@ -288,7 +288,7 @@ static void allow_order(int order, unsigned long supported, const char *file,
 
 	if (!(supported & (1UL << order)))
 		return;
-	snprintf(path, sizeof(path), "hugepages-%lukB/%s", (psize() >> 10) << order, file);
+	snprintf(path, sizeof(path), "hugepages-%ukB/%s", (psize() >> 10) << order, file);
 	thp_write_string(path, value);
 }
 
