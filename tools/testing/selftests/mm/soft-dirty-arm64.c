@@ -1805,6 +1805,7 @@ TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
 	for (int round = 0; round < migrating_rounds(area); round++) {
 		clear_refs(_metadata, area);
+		check(_metadata, area, "migrating, cleared");
 		write_pages(area, round % 2 ? chosen : chosen_later);
 		if (area->size != BASE && is_shared(area))
 			forget(area, area->first, area->nr - area->first);
@@ -2233,7 +2234,7 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 	struct area *area = &self->area;
 	struct migrator migrator = { .area = *area };
 	bool *found = calloc(area->nr, sizeof(*found));
-	size_t missed = 0;
+	size_t missed = 0, excess = 0;
 	pthread_t thread;
 	int uffd;
 
@@ -2246,14 +2247,17 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 					UFFDIO_REGISTER_MODE_WP));
 	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
 	for (int round = 0; round < migrating_rounds(area); round++) {
+		/* The same pages again: they are writable when they are protected. */
 		scan_written(_metadata, area, true, found);
-		write_pages(area, round % 2 ? chosen : chosen_later);
+		read_pages(area);
+		excess += scan_written(_metadata, area, false, found);
+		write_pages(area, chosen);
 		scan_written(_metadata, area, false, found);
 		for (size_t i = area->first; i < area->nr; i++)
-			missed += !found[i] &&
-				  (round % 2 ? chosen(area, i) : chosen_later(area, i));
+			missed += !found[i] && chosen(area, i);
 	}
 	EXPECT_EQ(missed, 0);
+	EXPECT_EQ(excess, 0);
 	migrator.stop = true;
 	ASSERT_EQ(pthread_join(thread, NULL), 0);
 	/* Where there is no room for a large folio it is split, see folio_split. */
@@ -2886,6 +2890,23 @@ TEST_F_TIMEOUT(huge, uffd_move, TIMEOUT)
 	check(_metadata, area, "moved, cleared, written");
 	check_content(_metadata, area);
 	close(uffd);
+}
+
+/* Written, and clean for the hardware: only the migration entry has the bit. */
+TEST_F_TIMEOUT(huge, migration_after_madv_free, TIMEOUT)
+{
+	struct area *area = &self->area;
+	const size_t nr = nr_migrated(area);
+
+	if (!have_two_nodes())
+		SKIP(return, "one NUMA node only");
+	write_page(area, area->first);
+	madvise_pages(_metadata, area, area->first, area->nr - area->first, MADV_FREE);
+	check(_metadata, area, "MADV_FREE");
+	EXPECT_GT(migrate(area, nr, 1), (long)nr / 2);
+	check(_metadata, area, "MADV_FREE, on the other node");
+	EXPECT_TRUE(area->pages[area->first].huge);
+	check_content(_metadata, area);
 }
 
 /* hugetlb, which is not tracked. */
