@@ -12,6 +12,7 @@ from lab.util import BUILD, ROOT, LabError, locked, output, step
 
 GUEST = BUILD / "guest"
 INIT = ROOT / "lab/guest/init"
+FINISH = ROOT / "lab/guest/finish"
 SCRATCH_SIZE = "1G"     # sparse, so it costs what is written
 # Debian's name of each architecture, and the e_machine of its ELF files.
 ARCHES = {"arm64": ("arm64", b"\xb7\0"), "x86_64": ("amd64", b"\x3e\0")}
@@ -32,7 +33,8 @@ def base(arch):
     GUEST.mkdir(parents=True, exist_ok=True)
     cpio = GUEST / f"base-{arch}.cpio"
     with locked("guest"):
-        if cpio.exists() and cpio.stat().st_mtime > INIT.stat().st_mtime:
+        if cpio.exists() and cpio.stat().st_mtime > max(path.stat().st_mtime
+                                                        for path in (INIT, FINISH)):
             return cpio
         found = packages.download("busybox-static", arch=ARCHES[arch][0])
         if not found:
@@ -40,7 +42,9 @@ def base(arch):
         with step("making the guest's initramfs"), \
                 tempfile.TemporaryDirectory(dir=GUEST) as scratch:
             packages.extract(found[0], ["./bin/busybox"], scratch)
+            Path(scratch, "bin").rename(Path(scratch, "lab"))
             shutil.copy(INIT, Path(scratch, "init"))
+            shutil.copy(FINISH, Path(scratch, "lab/finish"))
             _archive(scratch, cpio)
     return cpio
 
@@ -76,7 +80,7 @@ def initramfs(to, arch, command=None, files=()):
             _copy(Path(host), top / guest.lstrip("/"))
         if command:
             run = top / "lab/run"
-            run.parent.mkdir()
+            run.parent.mkdir(exist_ok=True)
             (top / "root" / program.name).chmod(0o755)
             run.write_text("#!/bin/sh\nexec "
                            + shlex.join([f"/root/{program.name}", *command[1:]]) + "\n",

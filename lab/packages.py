@@ -116,6 +116,11 @@ def _sources(suites):
                    for uri, release, component in dict.fromkeys(entries))
 
 
+def release_sources():
+    """The text of a sources.list with nothing but the system's Debian release."""
+    return _sources(())
+
+
 def _index_targets():
     """The system's package sources: origin, label, URI, release and component of each."""
     listing = output(["apt-get", "indextargets", "--format",

@@ -128,22 +128,23 @@ def splats(text):
             if SPLAT.search(line)]
 
 
-def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False):
+def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False, root=None):
     """Boot KERNEL's image on MACHINE, run COMMAND in it, and return the Result.
 
-    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host.
+    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host. ROOT is
+    the image of a root file system to run in, which is not changed; by default there is
+    busybox.
     The program's output goes to standard output, or with QUIET only to the
     result; what the lab has to say of the run goes to standard error.
     """
     logs = LOGS / "guest"
     logs.mkdir(parents=True, exist_ok=True)
-    label = f"{kernel}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}"
-    console = _unused(logs / f"{label}.log")
-    disk = guest.scratch_disk()
+    console = _unused(logs / f"{kernel}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}.log")
+    disks = _disks([guest.scratch_disk(), *([root] if root else [])], machine.bus)
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd, status = Path(scratch, "initrd"), Path(scratch, "status")
         guest.initramfs(initrd, kernel.arch, command, files)
-        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk, machine.bus),
+        argv = [*machine.command(kernel.image, initrd, append), *disks,
                 "-serial", f"file:{console}",
                 "-device", f"virtio-serial-{machine.bus}",
                 "-chardev", "file,id=output,path=/dev/fd/1",
@@ -224,17 +225,21 @@ def shell(machine, kernel, files=(), append=""):
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd = Path(scratch, "initrd")
         guest.initramfs(initrd, kernel.arch, files=files)
-        argv = [*machine.command(kernel.image, initrd, append), *_disk(disk, machine.bus),
+        argv = [*machine.command(kernel.image, initrd, append), *_disks([disk], machine.bus),
                 "-serial", "mon:stdio"]
         say(show(argv))
         say("leave with 'exit', or kill the guest with Ctrl-A X")
         return subprocess.run(argv, check=False).returncode
 
 
-def _disk(path, bus):
-    """QEMU's options for the guest's scratch disk PATH on BUS."""
-    return ["-drive", f"if=none,id=scratch,format=raw,file={path},snapshot=on",
-            "-device", f"virtio-blk-{bus},drive=scratch"]
+def _disks(paths, bus):
+    """QEMU's options for the guest's disks at PATHS on BUS, the first of them first."""
+    options = []
+    # A board with virtio-mmio finds the last one that it was given first.
+    for number, path in reversed(list(enumerate(paths))):
+        options += ["-drive", f"if=none,id=disk{number},format=raw,file={path},snapshot=on",
+                    "-device", f"virtio-blk-{bus},drive=disk{number}"]
+    return options
 
 
 def _explain(result, ended, log, timeout):
