@@ -105,7 +105,7 @@ def _coccicheck(built, files):
         text = _run(["bash", tree / "scripts/coccicheck"], f"static-coccicheck-{built}",
                     env={**os.environ, **said})
     patches = len(list((tree / "scripts/coccinelle").rglob("*.cocci")))
-    run = len(re.findall(r"^\S*/spatch ", text, re.M)) + text.count("Skipping coccinelle SmPL")
+    run = len(re.findall(r"^(?:\S*/spatch |(?:warning: )?Skipping )", text, re.M))
     if run < patches:
         raise LabError(f"coccicheck ran {run} of {patches} semantic patches on {built}")
     return text
@@ -116,6 +116,8 @@ def _sphinx(built, files):
     folders = sorted({str(file.parent.relative_to("Documentation")) for file in files
                       if file.suffix == ".rst"})
     built.out.mkdir(parents=True, exist_ok=True)
+    # It says only once what it has to say of a file.
+    shutil.rmtree(built.out / "Documentation/output", ignore_errors=True)
     return _run(built.make("htmldocs", f"SPHINXDIRS={' '.join(folders)}"),
                 f"static-sphinx-{built}")
 
