@@ -80,7 +80,7 @@ def initramfs(to, arch, command=None, files=()):
             _copy(Path(host), top / guest.lstrip("/"))
         if command:
             run = top / "lab/run"
-            run.parent.mkdir(exist_ok=True)
+            run.parent.mkdir()
             (top / "root" / program.name).chmod(0o755)
             run.write_text("#!/bin/sh\nexec "
                            + shlex.join([f"/root/{program.name}", *command[1:]]) + "\n",

@@ -5,7 +5,7 @@ import os
 
 from lab import packages, trees
 from lab.kernel import make
-from lab.util import BUILD, LOGS, LabError, locked, run_logged, sha256, step
+from lab.util import BUILD, LabError, locked, run_logged, sha256, step
 
 SELFTESTS = BUILD / "selftests"
 
@@ -38,12 +38,11 @@ def build(base, names, arch):
             targets = [f"{programs.resolve()}/{name}" for name in names]
             # The Makefile lists the series' own test for arm64 alone.
             listed = [] if arch == "arm64" else [f"TEST_GEN_FILES={' '.join(targets)}"]
-            run_logged([*make(arch), "-C", source, f"-j{os.cpu_count()}",
-                        f"OUTPUT={programs.resolve()}",
-                        f"KHDR_INCLUDES=-isystem {headers.resolve()}/usr/include",
-                        *listed, *targets],
-                       f"selftests-{out.name}", env=env)
-            said = (LOGS / f"selftests-{out.name}.log").read_text(encoding="utf-8")
+            said = run_logged([*make(arch), "-C", source, f"-j{os.cpu_count()}",
+                               f"OUTPUT={programs.resolve()}",
+                               f"KHDR_INCLUDES=-isystem {headers.resolve()}/usr/include",
+                               *listed, *targets],
+                              f"selftests-{out.name}", env=env)
             added = trees.git(tree, "diff", "--name-only", "--diff-filter=A", "base", "HEAD")
             for line in said.splitlines():
                 if ": warning: " in line and f"mm/{line.split(':')[0]}\n" in added:

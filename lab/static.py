@@ -8,14 +8,13 @@ So the base is looked at only where the series has findings at all.
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import kernel, ktap, packages, trees
-from lab.util import LOGS, LabError, relative, show, step
+from lab.util import LabError, run_logged, step
 
 # A place in a file, as gcc, sparse, kernel-doc, coccicheck and Sphinx give it, and the finding.
 _FINDING = re.compile(r"^(?:Warning: )?([\w./+-]+\.(?:[chS]|rst)):\d+(?::[\d-]+)*:?\s+(.*)$", re.M)
@@ -49,46 +48,34 @@ def findings(text, root):
     return found
 
 
-def _run(argv, name, **kwargs):
-    """What ARGV prints, also kept in the log NAME. LabError if it fails."""
-    log = LOGS / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    proc = subprocess.run([str(arg) for arg in argv], text=True, check=False, errors="replace",
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
-    log.write_text(f"$ {show(argv)}\n{proc.stdout}", encoding="utf-8")
-    if proc.returncode:
-        raise LabError(f"{name} failed with status {proc.returncode}; whole log: {relative(log)}; "
-                       f"again: {show(argv)}")
-    return proc.stdout
-
-
 def _objects(built, files, what, *arguments):
-    """Make the objects of FILES with ARGUMENTS; each has to show up as a line that begins WHAT."""
+    """Make the objects of the C in FILES; each has to show up as a line that begins WHAT."""
     kernel.configure(built)
-    objects = [file.with_suffix(".o") for file in files]
+    sources = [file for file in files if file.suffix == ".c"]
+    objects = [file.with_suffix(".o") for file in sources]
     for name in objects:
         (built.out / name).unlink(missing_ok=True)
-    text = _run(built.make(*arguments, *objects), f"static-{what}-{built}",
-                env={**os.environ, **kernel.REPRODUCIBLE})
-    for file in files:
+    text = run_logged(built.make(*arguments, *objects), f"static-{what}-{built}",
+                      env={**os.environ, **kernel.REPRODUCIBLE})
+    for file in sources:
         if not re.search(rf"^ +{what} .*{re.escape(str(file.with_suffix('')))}\.[co]$", text, re.M):
             raise LabError(f"{what} was not run on {file} for {built}")
     return text
 
 
 def _gcc(built, files):
-    return _objects(built, [file for file in files if file.suffix == ".c"], "CC", "W=1")
+    return _objects(built, files, "CC", "W=1")
 
 
 def _sparse(built, files):
-    return _objects(built, [file for file in files if file.suffix == ".c"], "CHECK", "C=1", SPARSE)
+    return _objects(built, files, "CHECK", "C=1", SPARSE)
 
 
 def _kernel_doc(built, files):
     tree = built.tree()
-    return _run([tree / "scripts/kernel-doc", "-none", "-Wall",
-                 *[tree / file for file in files if file.suffix in (".c", ".h")]],
-                f"static-kernel-doc-{built}")
+    return run_logged([tree / "scripts/kernel-doc", "-none", "-Wall",
+                       *[tree / file for file in files if file.suffix in (".c", ".h")]],
+                      f"static-kernel-doc-{built}")
 
 
 def _coccicheck(built, files):
@@ -102,8 +89,8 @@ def _coccicheck(built, files):
         include = [f"-I{tree}/arch/{built.arch}/include", f"-I{tree}/include"]
         said = {"MODE": "report", "J": str(os.cpu_count()), "LINUXINCLUDE": " ".join(include),
                 "srctree": str(tree), "srcroot": str(root), "KBUILD_EXTMOD": str(root)}
-        text = _run(["bash", tree / "scripts/coccicheck"], f"static-coccicheck-{built}",
-                    env={**os.environ, **said})
+        text = run_logged(["bash", tree / "scripts/coccicheck"], f"static-coccicheck-{built}",
+                          env={**os.environ, **said})
     patches = len(list((tree / "scripts/coccinelle").rglob("*.cocci")))
     run = len(re.findall(r"^(?:\S*/spatch |(?:warning: )?Skipping )", text, re.M))
     if run < patches:
@@ -118,8 +105,8 @@ def _sphinx(built, files):
     built.out.mkdir(parents=True, exist_ok=True)
     # It says only once what it has to say of a file.
     shutil.rmtree(built.out / "Documentation/output", ignore_errors=True)
-    return _run(built.make("htmldocs", f"SPHINXDIRS={' '.join(folders)}"),
-                f"static-sphinx-{built}")
+    return run_logged(built.make("htmldocs", f"SPHINXDIRS={' '.join(folders)}"),
+                      f"static-sphinx-{built}")
 
 
 TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,

@@ -233,9 +233,7 @@ def make_plain(name):
     plain = TREES / f"{name}-plain"
     with locked(f"tree-{name}"):
         if not plain.exists():
-            with step(f"making {relative(plain)}"):
-                git(tree, "worktree", "prune")
-                git(tree, "worktree", "add", "-q", "--detach", plain.resolve(), "base")
+            _add_work_tree(tree, plain, "base")
         elif git(plain, "rev-parse", "HEAD") != git(plain, "rev-parse", "base^{commit}") \
                 or git(plain, "status", "--porcelain").strip():
             raise LabError(f"{relative(plain)} is not the plain base any more: "
@@ -243,18 +241,23 @@ def make_plain(name):
     return plain
 
 
+def _add_work_tree(tree, path, commit):
+    """Make the work tree PATH of the repository of TREE, at COMMIT."""
+    with step(f"making {relative(path)}"):
+        git(tree, "worktree", "prune")
+        git(tree, "worktree", "add", "-q", "--detach", path.resolve(), commit)
+
+
 def check_out(name, suffix, commit):
-    """Bring the work tree build/tree/NAME-SUFFIX to COMMIT of the tree of NAME. Returns its path.
+    """Bring the work tree build/tree/NAME-SUFFIX to COMMIT of build/tree/NAME. Returns its path.
 
     Edits in it are lost. What does not change is not touched, so that make builds only
     what does.
     """
-    tree, path = make(name), TREES / f"{name}-{suffix}"
+    tree, path = TREES / name, TREES / f"{name}-{suffix}"
     with locked(f"tree-{name}"):
         if not path.exists():
-            with step(f"making {relative(path)}"):
-                git(tree, "worktree", "prune")
-                git(tree, "worktree", "add", "-q", "--detach", path.resolve(), commit)
+            _add_work_tree(tree, path, commit)
         git(path, "checkout", "-q", "--force", "--detach", commit)
         git(path, "clean", "-qfd")
     return path

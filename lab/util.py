@@ -105,7 +105,8 @@ def child(argv, **kwargs):
 def run_logged(argv, name, cwd=None, env=None):
     """Run a long command ARGV with its output in the log NAME, and show that it moves.
 
-    Raises LabError with the command and the log's place if it fails.
+    Returns what it printed. Raises LabError with the command and the log's place if it
+    fails.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
@@ -131,6 +132,7 @@ def run_logged(argv, name, cwd=None, env=None):
         print(tail(log, 15), file=sys.stderr)
         raise LabError(f"{name} failed with status {proc.returncode}; whole log: "
                        f"{relative(log)}; again: {show(argv)}")
+    return log.read_text(encoding="utf-8", errors="replace").partition("\n")[2]
 
 
 def tail(path, lines):

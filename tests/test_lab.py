@@ -320,10 +320,15 @@ class Trees(unittest.TestCase):
                 file.write("0098-gone.patch\n")
             self.assertIn("names 0098-gone.patch", self.make_tree(copy).stdout)
 
-    def apply_to(self, prepare):
-        """Run make apply on a copy of the excerpt after PREPARE; the result and the tree."""
+    def excerpt(self):
+        """A new copy of the excerpt."""
         target = Path(tempfile.mkdtemp(dir=self.folder.name), "linux")
         shutil.copytree(self.kernel, target)
+        return target
+
+    def apply_to(self, prepare):
+        """Run make apply on a copy of the excerpt after PREPARE; the result and the tree."""
+        target = self.excerpt()
         prepare(target)
         return run("make", "apply", f"KDIR={target}", **IDENTITY), target
 
@@ -353,30 +358,27 @@ class Trees(unittest.TestCase):
             self.assertEqual((target / file).read_text(encoding="utf-8"),
                              trees.git(tree, "show", f"HEAD:{file}"), file)
 
-    def in_excerpt(self, script):
-        """Run the shell SCRIPT in a copy of the excerpt, the series in $series; the copy."""
-        target = Path(tempfile.mkdtemp(dir=self.folder.name), "linux")
-        shutil.copytree(self.kernel, target)
-        proc = subprocess.run(["sh", "-e"], input=script, cwd=target, text=True, check=False,
-                              env={**os.environ, "series": str(ROOT / "patches" / self.base)},
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def follow(self, script, target):
+        """Run the shell SCRIPT in the directory TARGET, the series in $series."""
+        proc = run("sh", "-ec", script, cwd=target, series=str(ROOT / "patches" / self.base))
         self.assertEqual(proc.returncode, 0, proc.stdout)
-        return target
 
     def test_quilt(self):
         """the README's way into debian/patches: quilt pushes all without fuzz, and pops all"""
         packages.need({"quilt": "quilt"})
-        way = readme("debian/patches")
-        push = f"{way}QUILT_PATCHES=debian/patches quilt push -a --fuzz=0\n"
-        target = self.in_excerpt(push)
+        target = self.excerpt()
+        self.follow(readme("debian/patches"), target)
+        self.follow("QUILT_PATCHES=debian/patches quilt push -a --fuzz=0", target)
         self.assert_patched(target)
-        target = self.in_excerpt(f"{push}QUILT_PATCHES=debian/patches quilt pop -a\n")
-        kbuild = "mm/ksm.c"
-        self.assertEqual((target / kbuild).read_bytes(), (self.kernel / kbuild).read_bytes())
+        self.follow("QUILT_PATCHES=debian/patches quilt pop -a", target)
+        touched = "mm/ksm.c"
+        self.assertEqual((target / touched).read_bytes(), (self.kernel / touched).read_bytes())
 
     def test_patch(self):
         """the README's way with nothing but patch gives the tree's files"""
-        self.assert_patched(self.in_excerpt(readme("patch -p1")))
+        target = self.excerpt()
+        self.follow(readme("patch -p1"), target)
+        self.assert_patched(target)
 
     def test_apply_elsewhere(self):
         """apply says which base is nearest and what failed, and changes nothing"""

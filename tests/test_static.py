@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tests of lab.static: what counts as a finding, and that coccicheck has one to report."""
+"""Tests of lab.static: what counts as a finding."""
 
 import unittest
 from collections import Counter
