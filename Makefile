@@ -42,6 +42,15 @@ commits: ## build and boot each commit of each series, with gcc and clang; hours
 off: ## compare the kernel with CONFIG_MEM_SOFT_DIRTY=n with the plain base's, and its size
 	@$(LAB)off
 
+deb: ## Debian packages for arm64 with Debian's configuration and soft-dirty; CONFIG=cloud
+	@$(LAB)deb --base $(BASE) $(if $(CONFIG),--config $(CONFIG))
+
+deb-boot: ## the same, and boot one in a Debian root file system and run the selftests there
+	@$(LAB)deb --base $(BASE) $(if $(CONFIG),--config $(CONFIG)) --boot
+
+regress: ## run the mm and arm64 selftests without and with the series, in a Debian guest; hours
+	@$(LAB)regress
+
 applies: ## try the series on each kernel of its line that Debian's archive has
 	@$(LAB)ranges
 
@@ -54,4 +63,5 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply series applies commits off kernel shell clean
+.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
+	kernel shell clean

@@ -80,7 +80,7 @@ def _judge(boot, tests, result, version):
         top.tests.append(_validated(log))
     for name in tests:
         top.tests.append(selftest(name, result.output))
-    _blame(top, log)
+    blame(top, log)
     if result.status == EXIT_TIMEOUT:
         top.fail("ends in time", f"killed after {BOOT_LIMIT}s; console: {result.console}")
     elif result.status not in (0, qemu.EXIT_SPLAT):
@@ -92,13 +92,19 @@ def _judge(boot, tests, result, version):
     return top
 
 
-def selftest(name, output):
-    """The test NAME out of what the driver printed."""
+def said(name, output):
+    """What the program NAME said in the OUTPUT of a driver, and its status; None if it has none."""
     found = re.search(rf"^lab: begin {re.escape(name)}\n(.*?)^lab: end {re.escape(name)} (\d+)$",
                       output, re.S | re.M)
+    return found and (found[1], int(found[2]))
+
+
+def selftest(name, output):
+    """The test NAME out of what the driver printed."""
+    found = said(name, output)
     if not found:
         return ktap.Test(name, passed=False, log=["it did not run, or did not end"])
-    text, status = found[1], int(found[2])
+    text, status = found
     if name != MAP:
         return ktap.from_tap(name, text, status)
     if status == demo.UNSUPPORTED:
@@ -113,7 +119,7 @@ def _validated(log):
                      log=[f"did not run: {what}" for what in missing])
 
 
-def _blame(top, log):
+def blame(top, log):
     """Fail each test of TOP during which the kernel complained in its LOG."""
     lines = log.splitlines()
     for number, line in qemu.splats(log):

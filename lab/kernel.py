@@ -2,6 +2,7 @@
 """Kernels: configured from the fragments in configs/ and built out of tree."""
 
 import os
+import shutil
 from dataclasses import dataclass
 
 from lab import packages, trees
@@ -32,7 +33,8 @@ class Kernel:
     """Which kernel to build: base, page size, options; plain is without the series.
 
     va is the size of the address space in bits; Kconfig's default is 52, too.
-    x86-64 has neither a choice of that nor of the page size.
+    x86-64 has neither a choice of that nor of the page size. extra is one more
+    fragment, by name.
     """
 
     base: str
@@ -41,8 +43,8 @@ class Kernel:
     debug: bool = False
     plain: bool = False
     va: int = 52
-    kasan: bool = False
     arch: str = "arm64"
+    extra: str = ""
 
     def __post_init__(self):
         if self.page not in PAGES:
@@ -52,7 +54,7 @@ class Kernel:
         kind = "plain" if self.plain else "soft-dirty" if self.soft_dirty else "off"
         size = self.page if self.arch == "arm64" else self.arch
         return "-".join([self.base, size] + [f"va{self.va}"] * (self.va != 52) + [kind]
-                        + ["debug"] * self.debug + ["kasan"] * self.kasan)
+                        + ["debug"] * self.debug + [self.extra] * bool(self.extra))
 
     @property
     def out(self):
@@ -73,11 +75,12 @@ class Kernel:
             names.append(f"soft-dirty-{'on' if self.soft_dirty else 'off'}")
         if self.debug:
             names.append("debug")
-        if self.kasan:
-            names.append("kasan")
+        if self.extra:
+            names += [self.extra, f"{self.extra}-{self.base}"]
         paths = [CONFIGS / f"{name}.config" for name in names]
         # Only what a single base needs is optional.
-        return [path for path in paths if path.exists() or path.stem != f"base-{self.base}"]
+        return [path for path in paths
+                if path.exists() or not path.stem.endswith(f"-{self.base}")]
 
     def tree(self):
         """The source tree, made if need be."""
@@ -106,6 +109,11 @@ def configure(kernel):
     write_if_changed(allconfig, wanted)
     run_logged(kernel.make(f"KCONFIG_ALLCONFIG={allconfig.resolve()}", "allnoconfig"),
                f"config-{kernel}")
+    check_config(kernel)
+
+
+def check_config(kernel):
+    """LabError if the .config does not have what a fragment of KERNEL asks for."""
     got = set((kernel.out / ".config").read_text(encoding="utf-8").splitlines())
     for path in kernel.fragments():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -144,6 +152,20 @@ def build(kernel):
     return kernel.image
 
 
+def modules(kernel):
+    """Build KERNEL with its modules, and return the directory with their lib/modules."""
+    build(kernel)
+    packages.need({"depmod": "kmod"})
+    with locked(f"kernel-{kernel}"), step(f"building the modules of {kernel}"):
+        run_logged(kernel.make("modules"), f"modules-{kernel}",
+                   env={**os.environ, **REPRODUCIBLE})
+        folder = kernel.out / "installed"
+        shutil.rmtree(folder, ignore_errors=True)
+        run_logged(kernel.make("modules_install", f"INSTALL_MOD_PATH={folder.resolve()}"),
+                   f"modules-install-{kernel}")
+    return folder
+
+
 def arguments(parser):
     """Add the options that choose a kernel to the argument parser PARSER."""
     parser.add_argument("--base", required=True, metavar="BASE",
@@ -163,7 +185,7 @@ def arguments(parser):
 def from_arguments(args):
     """The kernel that the parsed options ARGS choose."""
     return Kernel(args.base, args.page, args.soft_dirty == "on", args.debug, args.plain,
-                  args.va, args.kasan)
+                  args.va, extra="kasan" if args.kasan else "")
 
 
 def cli():

@@ -72,6 +72,21 @@ class Test:
         yield f"{pad}{'ok' if self.ok() else 'not ok'} {number} {name}{skip}"
 
 
+def by_path(boot):
+    """The single tests of BOOT by a unique path, that without BOOT's own name.
+
+    A name with a percentage in it tells what was measured: its numbers are left out.
+    """
+    found, seen = {}, {}
+    for test in boot.tests:
+        for path, leaf in test.leaves():
+            if "%" in path:
+                path = re.sub(r"\d+(?:\.\d+)?", "N", path)
+            seen[path] = seen.get(path, 0) + 1
+            found[path if seen[path] == 1 else f"{path} ({seen[path]})"] = leaf
+    return found
+
+
 def from_tap(name, text, status):
     """The test NAME from the TAP that a program printed and the STATUS it exited with.
 

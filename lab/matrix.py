@@ -35,7 +35,7 @@ ADDRESSES = (("4k", 39), ("4k", 48), ("4k", 52), ("16k", 48), ("16k", 52), ("64k
 CPUS = ("cortex-a57", "cortex-a76", "neoverse-n1", "max")
 # Of it, what make test runs: of each base, and with and without hardware dirty management.
 SOME_WIDE = (("7.3", "cortex-a57"), ("7.3", "max"), ("6.12", "neoverse-n1"))
-KINDS = {"no debugging": {}, "debug": {"debug": True}, "KASAN": {"kasan": True}}
+KINDS = {"no debugging": {}, "debug": {"debug": True}, "KASAN": {"extra": "kasan"}}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Boot:
 
 def kind(kernel):
     """Which of KINDS the kernel KERNEL is."""
-    return "debug" if kernel.debug else "KASAN" if kernel.kasan else "no debugging"
+    return "debug" if kernel.debug else "KASAN" if kernel.extra == "kasan" else "no debugging"
 
 
 def chosen_tests(base, page, everything):

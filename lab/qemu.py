@@ -31,6 +31,8 @@ SPLAT = re.compile(
     r"|SError Interrupt|Bad page |(?:list_add|list_del) corruption|watchdog: BUG|UBSAN: "
     r"|\S+ bad p(?:te|md|ud|4d|gd) |\S+ (?:Bad|Unused) swap )")
 
+_BEGINS = re.compile(rb"^lab: begin (.*)\n", re.M)
+
 
 class Machine:
     """A machine: which QEMU, and its part of the command line."""
@@ -128,23 +130,35 @@ def splats(text):
             if SPLAT.search(line)]
 
 
-def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False, root=None):
+def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False, root=()):
     """Boot KERNEL's image on MACHINE, run COMMAND in it, and return the Result.
 
-    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host. ROOT is
-    the image of a root file system to run in, which is not changed; by default there is
-    busybox.
+    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host. ROOT are
+    the options for a disk number 1 with a root file system to run in; by default there is
+    busybox. QUIET as for boot().
+    """
+    # A board with virtio-mmio finds the last one that it was given first.
+    disks = [*root, *disk(guest.scratch_disk(), machine.bus)]
+    with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
+        initrd = Path(scratch, "initrd")
+        guest.initramfs(initrd, kernel.arch, command, files)
+        return boot(machine, str(kernel), kernel.image, initrd, disks, append, timeout, quiet)
+
+
+def boot(machine, title, image, initrd, disks, append="", timeout=300, quiet=False):
+    """Boot IMAGE with INITRD and the options DISKS on MACHINE, and return the Result.
+
+    TITLE is for names and messages; TIMEOUT is in seconds of the host.
     The program's output goes to standard output, or with QUIET only to the
-    result; what the lab has to say of the run goes to standard error.
+    result; what the lab has to say of the run goes to standard error, and with QUIET
+    the lines there by which a driver says what it begins with.
     """
     logs = LOGS / "guest"
     logs.mkdir(parents=True, exist_ok=True)
-    console = _unused(logs / f"{kernel}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}.log")
-    disks = _disks([guest.scratch_disk(), *([root] if root else [])], machine.bus)
+    console = _unused(logs / f"{title}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}.log")
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
-        initrd, status = Path(scratch, "initrd"), Path(scratch, "status")
-        guest.initramfs(initrd, kernel.arch, command, files)
-        argv = [*machine.command(kernel.image, initrd, append), *disks,
+        status = Path(scratch, "status")
+        argv = [*machine.command(image, initrd, append), *disks,
                 "-serial", f"file:{console}",
                 "-device", f"virtio-serial-{machine.bus}",
                 "-chardev", "file,id=output,path=/dev/fd/1",
@@ -152,7 +166,7 @@ def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False,
                 "-chardev", f"file,id=status,path={status}",
                 "-device", "virtserialport,chardev=status,name=lab.status"]
         say(show(argv))
-        text, ended = _follow(argv, timeout, quiet)
+        text, ended = _follow(argv, timeout, f"{title} {machine.cpu}" if quiet else None)
         if quiet:
             console.with_suffix(".out").write_text(text, encoding="utf-8")
         reported = status.read_text(encoding="utf-8").strip() if status.exists() else ""
@@ -178,13 +192,14 @@ def _unused(path):
     return candidate
 
 
-def _follow(argv, timeout, quiet):
+def _follow(argv, timeout, title):
     """Run QEMU, pass its standard output on, and return that and how it ended.
 
+    With a TITLE only what a driver in the guest begins with is told, under that title.
     The second value is "timeout", "exit", or a phrase for any other end.
     """
     with child(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as proc:
-        text, complaints, in_time = _pump(proc, time.monotonic() + timeout, quiet)
+        text, complaints, in_time = _pump(proc, time.monotonic() + timeout, title)
         if in_time:
             proc.wait()
     if not in_time:
@@ -196,13 +211,13 @@ def _follow(argv, timeout, quiet):
     return text, "exit"
 
 
-def _pump(proc, deadline, quiet):
+def _pump(proc, deadline, title):
     """Read the standard output and error of PROC to their ends, or until DEADLINE.
 
     Returns both as text, and whether they ended before the deadline.
     """
     read = {proc.stdout: b"", proc.stderr: b""}
-    left = 1
+    left, told = 1, 0
     with selectors.DefaultSelector() as selector:
         for pipe in read:
             selector.register(pipe, selectors.EVENT_READ)
@@ -213,33 +228,34 @@ def _pump(proc, deadline, quiet):
                 if not data:
                     selector.unregister(key.fileobj)
                 read[key.fileobj] += data
-                if key.fileobj is proc.stdout and not quiet:
+                if key.fileobj is proc.stdout and title is None:
                     sys.stdout.buffer.write(data)
                     sys.stdout.flush()
+            if title is not None:
+                for begun in _BEGINS.finditer(read[proc.stdout], told):
+                    say(f"  {title}: {begun[1].decode('utf-8', 'replace')}")
+                    told = begun.end()
     return *(data.decode("utf-8", "replace") for data in read.values()), left > 0
 
 
 def shell(machine, kernel, files=(), append=""):
     """Boot KERNEL on MACHINE with a shell on the terminal, and return QEMU's status."""
-    disk = guest.scratch_disk()
+    scratch_disk = disk(guest.scratch_disk(), machine.bus)
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd = Path(scratch, "initrd")
         guest.initramfs(initrd, kernel.arch, files=files)
-        argv = [*machine.command(kernel.image, initrd, append), *_disks([disk], machine.bus),
+        argv = [*machine.command(kernel.image, initrd, append), *scratch_disk,
                 "-serial", "mon:stdio"]
         say(show(argv))
         say("leave with 'exit', or kill the guest with Ctrl-A X")
         return subprocess.run(argv, check=False).returncode
 
 
-def _disks(paths, bus):
-    """QEMU's options for the guest's disks at PATHS on BUS, the first of them first."""
-    options = []
-    # A board with virtio-mmio finds the last one that it was given first.
-    for number, path in reversed(list(enumerate(paths))):
-        options += ["-drive", f"if=none,id=disk{number},format=raw,file={path},snapshot=on",
-                    "-device", f"virtio-blk-{bus},drive=disk{number}"]
-    return options
+def disk(path, bus, number=0, write=False):
+    """QEMU's options for the guest's disk at PATH on BUS, changed only with WRITE."""
+    return ["-drive", f"if=none,id=disk{number},format=raw,file={path}"
+            + ",snapshot=on" * (not write),
+            "-device", f"virtio-blk-{bus},drive=disk{number}"]
 
 
 def _explain(result, ended, log, timeout):

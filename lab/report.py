@@ -6,8 +6,8 @@ from lab import matrix
 
 def table(tests):
     """The results as a table, a line a top-level test."""
-    return _aligned([("test", "passed", "failed", "skipped")]
-                    + [(test.name, *map(str, test.counts())) for test in tests])
+    return aligned([("test", "passed", "failed", "skipped")]
+                   + [(test.name, *map(str, test.counts())) for test in tests])
 
 
 def failures(tests):
@@ -25,9 +25,9 @@ def wide_table(done):
         row = (kernel.base, kernel.page, str(kernel.va), matrix.kind(kernel))
         rows.setdefault(row, {})[boot.cpu] = "/".join(map(str, test.counts())) \
             + "*" * (test.name != str(boot))
-    lines = [_aligned([("base", "page", "VA", "kernel", *cpus)]
-                      + [(*row, *(cells.get(cpu, "-") for cpu in cpus))
-                         for row, cells in rows.items()]),
+    lines = [aligned([("base", "page", "VA", "kernel", *cpus)]
+                     + [(*row, *(cells.get(cpu, "-") for cpu in cpus))
+                        for row, cells in rows.items()]),
              "passed/failed/skipped; -: not run; *: a stored result, not booted now", ""]
     for cpu in cpus:
         logs = {}
@@ -39,7 +39,7 @@ def wide_table(done):
     return "\n".join(lines)
 
 
-def _aligned(rows):
+def aligned(rows):
     """ROWS of texts as lines, their columns under each other."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip()

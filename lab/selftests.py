@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mm selftests: built static by the kernel's own Makefile."""
+"""The kernel's selftests: some of mm built static, or whole suites installed as it does that."""
 
 import os
+import shutil
 
 from lab import packages, trees
 from lab.kernel import make
 from lab.util import BUILD, LabError, locked, run_logged, sha256, step
 
 SELFTESTS = BUILD / "selftests"
+SYSROOT = SELFTESTS / "sysroot"
+# Debian packages with the static libraries that the whole suites are linked with.
+LIBRARIES = ("libcap-dev", "libnuma-dev", "liburing-dev")
+SUITES = ("TARGETS=mm arm64", "ARM64_SUBTARGETS=gcs mte pauth fp signal")
 
 
 def build(base, names, arch):
@@ -49,3 +54,37 @@ def build(base, names, arch):
                     raise LabError(f"the compiler warns of what the series adds: {line}")
             stamp.write_text(state, encoding="utf-8")
     return programs
+
+
+def install(built):
+    """Build and install SUITES as the tree of the kernel BUILT has them; the directory.
+
+    BUILT has to have its modules built: a test is one.
+    """
+    headers, libraries = _libraries()
+    with locked(f"kernel-{built}"), step(f"building the mm and arm64 selftests of {built}"):
+        # The tree remembers what libraries were there when it was last asked.
+        for path in (built.tree() / "tools/testing/selftests/mm").glob("local_config.*"):
+            path.unlink()
+        folder = built.out / "kselftest-installed"
+        shutil.rmtree(folder, ignore_errors=True)
+        run_logged(built.make("kselftest-install", *SUITES, "FORCE_TARGETS=1",
+                              f"INSTALL_PATH={folder.resolve()}",
+                              f"USERCFLAGS=-isystem {headers}", f"USERLDFLAGS=-L{libraries}"),
+                   f"selftests-{built}")
+    return folder
+
+
+def _libraries():
+    """The directories of the headers and of the libraries of LIBRARIES for arm64."""
+    folder = SYSROOT.resolve()
+    with locked("sysroot"):
+        for name in LIBRARIES:
+            found = packages.download(name, arch="arm64")
+            if not found:
+                raise LabError(f"the archive does not offer {name} for arm64")
+            if not (folder / found[0].stem).exists():
+                packages.extract(found[0], ["--wildcards", "./usr/include", "./usr/lib/*/*.a"],
+                                 folder)
+                (folder / found[0].stem).touch()
+    return folder / "usr/include", folder / "usr/lib/aarch64-linux-gnu"

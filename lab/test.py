@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """make test: everything that is checked, as one KTAP stream and a table."""
 
-import re
 import sys
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +41,7 @@ def judge_plain(plain, patched):
                                    passed=bool(test.skip) and test.passed, log=test.log))
     if not trackers:
         top.fail("the programs that look for soft-dirty ran")
-    before, after = dict(_paths(plain)), dict(_paths(patched))
+    before, after = ktap.by_path(plain), ktap.by_path(patched)
     tracking = [test.name for test in trackers]
     for name in [name for name in SELFTESTS if name in names and name not in tracking]:
         good = [path for path, leaf in before.items() if path.startswith(f"{name}: ")
@@ -59,20 +58,6 @@ def judge_plain(plain, patched):
         else:
             top.tests.append(test)
     return top
-
-
-def _paths(boot):
-    """The single tests of BOOT as pairs of a unique path and the test.
-
-    A name with a percentage in it tells what was measured: its numbers are left out.
-    """
-    seen = {}
-    for test in boot.tests:
-        for path, leaf in test.leaves():
-            if "%" in path:
-                path = re.sub(r"\d+(?:\.\d+)?", "N", path)
-            seen[path] = seen.get(path, 0) + 1
-            yield (path if seen[path] == 1 else f"{path} ({seen[path]})"), leaf
 
 
 def lab_tests():

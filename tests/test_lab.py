@@ -130,14 +130,14 @@ class Kernels(unittest.TestCase):
         """a kernel's name has its choices, and nothing for what it leaves to the base"""
         for kernel, name in ((Kernel("7.3", debug=True), "7.3-4k-soft-dirty-debug"),
                              (Kernel("6.12", "16k", plain=True), "6.12-16k-plain"),
-                             (Kernel("7.3", va=39, kasan=True),
+                             (Kernel("7.3", va=39, extra="kasan"),
                               "7.3-4k-va39-soft-dirty-kasan"),
                              (Kernel("7.3", arch="x86_64"), "7.3-x86_64-soft-dirty")):
             self.assertEqual(str(kernel), name)
 
     def test_fragments(self):
         """each choice adds its fragment"""
-        chosen = Kernel("7.3", "64k", soft_dirty=False, debug=True, va=52, kasan=True)
+        chosen = Kernel("7.3", "64k", soft_dirty=False, debug=True, va=52, extra="kasan")
         self.assertEqual([path.stem for path in chosen.fragments()],
                          ["base", "arch-arm64", "base-7.3", "page-64k", "va-52",
                           "soft-dirty-off", "debug", "kasan"])

@@ -1775,18 +1775,43 @@ TEST_F_TIMEOUT(soft_dirty, migration, TIMEOUT)
 
 struct migrator {
 	struct area area;
+	pthread_t thread;
 	atomic_bool stop;
+	long usecs;		/* that a move took when nothing else went on */
 };
+
+static void migrate_some(struct area *area, int node)
+{
+	/* A huge page is moved by any of its pages. */
+	migrate(area, area->size == PMD ? 1 : BASE_PAGES - area->first, node);
+}
 
 static void *keep_migrating(void *arg)
 {
 	struct migrator *self = arg;
-	/* A huge page is moved by any of its pages. */
-	size_t nr = self->area.size == PMD ? 1 : BASE_PAGES - self->area.first;
 
 	for (int node = 1; !self->stop; node = !node)
-		migrate(&self->area, nr, node);
+		migrate_some(&self->area, node);
 	return NULL;
+}
+
+static void start_migrating(struct __test_metadata *_metadata, struct migrator *self)
+{
+	struct timespec begin, end;
+
+	clock_gettime(CLOCK_MONOTONIC, &begin);
+	migrate_some(&self->area, 1);
+	migrate_some(&self->area, 0);
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	self->usecs = (end.tv_sec - begin.tv_sec) * 500000 +
+		      (end.tv_nsec - begin.tv_nsec) / 2000;
+	ASSERT_EQ(pthread_create(&self->thread, NULL, keep_migrating, self), 0);
+}
+
+static void stop_migrating(struct __test_metadata *_metadata, struct migrator *self)
+{
+	self->stop = true;
+	ASSERT_EQ(pthread_join(self->thread, NULL), 0);
 }
 
 /* How often to clear meanwhile: a huge page can take seconds to move. */
@@ -1798,17 +1823,26 @@ static int migrating_rounds(const struct area *area)
 	return area->size == PMD ? 60 : 10;
 }
 
+/*
+ * Let a part of a move pass, another one in each round. A write waits for the page that it
+ * needs, so without this all that follows would meet the moves at the same point.
+ */
+static void get_out_of_step(const struct migrator *self, int round)
+{
+	usleep(self->usecs * round / migrating_rounds(&self->area));
+}
+
 /* clear_refs has to find pages that are under migration. */
 TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 {
 	struct area *area = &self->area;
 	struct migrator migrator = { .area = *area };
-	pthread_t thread;
 
 	if (!have_two_nodes())
 		SKIP(return, "one NUMA node only");
-	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
+	start_migrating(_metadata, &migrator);
 	for (int round = 0; round < migrating_rounds(area); round++) {
+		get_out_of_step(&migrator, round);
 		clear_refs(_metadata, area);
 		check(_metadata, area, "migrating, cleared");
 		write_pages(area, round % 2 ? chosen : chosen_later);
@@ -1816,8 +1850,7 @@ TEST_F_TIMEOUT(soft_dirty, cleared_while_migrating, TIMEOUT)
 			forget(area, area->first, area->nr - area->first);
 		check(_metadata, area, "migrating");
 	}
-	migrator.stop = true;
-	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	stop_migrating(_metadata, &migrator);
 	check(_metadata, area, "migrated");
 	check_content(_metadata, area);
 }
@@ -2240,7 +2273,6 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 	struct migrator migrator = { .area = *area };
 	bool *found = calloc(area->nr, sizeof(*found));
 	size_t missed = 0, excess = 0;
-	pthread_t thread;
 	int uffd;
 
 	if (!have_two_nodes())
@@ -2250,8 +2282,9 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 		SKIP(return, "no asynchronous userfaultfd write-protection");
 	ASSERT_TRUE(uffd_register_pages(uffd, area, area->first, area->nr - area->first,
 					UFFDIO_REGISTER_MODE_WP));
-	ASSERT_EQ(pthread_create(&thread, NULL, keep_migrating, &migrator), 0);
+	start_migrating(_metadata, &migrator);
 	for (int round = 0; round < migrating_rounds(area); round++) {
+		get_out_of_step(&migrator, round);
 		/* The same pages again: they are writable when they are protected. */
 		scan_written(_metadata, area, true, found);
 		read_pages(area);
@@ -2263,8 +2296,7 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_async_while_migrating, TIMEOUT)
 	}
 	EXPECT_EQ(missed, 0);
 	EXPECT_EQ(excess, 0);
-	migrator.stop = true;
-	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	stop_migrating(_metadata, &migrator);
 	/* Where there is no room for a large folio it is split, see folio_split. */
 	if (area->size != BASE && is_shared(area))
 		forget(area, area->first, area->nr - area->first);
