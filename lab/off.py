@@ -40,7 +40,7 @@ class Image:
 
     functions: dict
     objects: dict
-    sizes: dict         # bytes, by section
+    sizes: dict         # bytes, by section, and of all functions
 
 
 class Symbols:
@@ -48,7 +48,7 @@ class Symbols:
 
     def __init__(self, vmlinux):
         found, self.ends = {}, {}
-        self.objects = []
+        self.objects, self.code = [], 0
         self.image, self.placed = vmlinux.read_bytes(), sections(vmlinux)
         for line in output([f"{PREFIX}nm", "-n", "-S", vmlinux]).splitlines():
             fields = line.split()
@@ -61,20 +61,27 @@ class Symbols:
                 self.ends[address] = max(self.ends.get(address, 0), address + int(fields[1], 16))
             if len(fields) == 4 and fields[2] in "dDrRbBvV":
                 self.objects.append((address, int(fields[1], 16), name))
+            if len(fields) == 4 and fields[2] in "tTwW":
+                self.code += int(fields[1], 16)
         self.starts = sorted(found)
         self.names = [found[start] for start in self.starts]
 
     def name(self, address):
-        """ADDRESS as a symbol and an offset, or as the string literal that is there."""
+        """ADDRESS as a symbol and an offset, or behind a symbol's end as what is there.
+
+        That is a string literal, or a pointer.
+        """
         index = bisect_right(self.starts, address) - 1
         if index < 0:
             return hex(address)
         start = self.starts[index]
         if address >= self.ends.get(start, 0) and address != start:
-            data = self.data(address, 256)
-            literal, end, _ = (data or b"").partition(b"\0")
-            if end and literal.isascii():
+            data = self.data(address, 256) or b""
+            literal, end, _ = data.partition(b"\0")
+            if literal and end and literal.isascii():
                 return repr(literal)
+            if len(data) >= 8 and self.known(int.from_bytes(data[:8], "little")):
+                return f"-> {self.name(int.from_bytes(data[:8], 'little'))}"
         return f"{self.names[index]}+{address - start:#x}"
 
     def data(self, address, size):
@@ -187,8 +194,13 @@ def objects(symbols):
 def read(vmlinux):
     """The Image of VMLINUX."""
     symbols = Symbols(vmlinux)
-    return Image(functions(vmlinux, symbols), objects(symbols),
-                 {name: size for name, (_, _, size, _) in symbols.placed.items()})
+    return Image(functions(vmlinux, symbols), objects(symbols), sizes(symbols))
+
+
+def sizes(symbols):
+    """The sizes in bytes of the sections of SYMBOLS, and of all functions."""
+    return {"functions": symbols.code,
+            **{name: size for name, (_, _, size, _) in symbols.placed.items()}}
 
 
 def differences(before, after):
@@ -223,7 +235,7 @@ def compare(base):
     """The test of BASE: that off means off. Its log has the sizes."""
     plain = read(vmlinux_of(Kernel(base, plain=True)))
     off = read(vmlinux_of(Kernel(base, soft_dirty=False)))
-    used = sections(vmlinux_of(Kernel(base)))
+    used = sizes(Symbols(vmlinux_of(Kernel(base))))
     top, known = ktap.Test(f"{base} with CONFIG_MEM_SOFT_DIRTY=n"), expected(base)
     found = {**differences(plain.functions, off.functions),
              **differences(plain.objects, off.objects)}
@@ -234,9 +246,9 @@ def compare(base):
         top.fail(f"{name} does not differ, though tests/off-differences lists it")
     top.tests.append(ktap.Test(f"{len(plain.functions)} functions and {len(plain.objects)} "
                                f"objects compared, {len(found)} differ"))
-    for name in (".text", ".rodata", ".data"):
+    for name in ("functions", ".text", ".rodata", ".data"):
         top.log.append(f"{name}: plain {plain.sizes[name]}, off {off.sizes[name]}, "
-                       f"on {used[name][2]} bytes")
+                       f"on {used[name]} bytes")
     return top
 
 
