@@ -62,16 +62,19 @@ def install(built):
     BUILT has to have its modules built: a test is one.
     """
     headers, libraries = _libraries()
+    folder, source = built.out / "kselftest-installed", "tools/testing/selftests/mm"
     with locked(f"kernel-{built}"), step(f"building the mm and arm64 selftests of {built}"):
         # The tree remembers what libraries were there when it was last asked.
-        for path in (built.tree() / "tools/testing/selftests/mm").glob("local_config.*"):
+        for path in (built.tree() / source).glob("local_config.*"):
             path.unlink()
-        folder = built.out / "kselftest-installed"
         shutil.rmtree(folder, ignore_errors=True)
-        run_logged(built.make("kselftest-install", *SUITES, "FORCE_TARGETS=1",
-                              f"INSTALL_PATH={folder.resolve()}",
-                              f"USERCFLAGS=-isystem {headers}", f"USERLDFLAGS=-L{libraries}"),
-                   f"selftests-{built}")
+        try:
+            run_logged(built.make("kselftest-install", *SUITES, "FORCE_TARGETS=1",
+                                  f"INSTALL_PATH={folder.resolve()}",
+                                  f"USERCFLAGS=-isystem {headers}", f"USERLDFLAGS=-L{libraries}"),
+                       f"selftests-{built}")
+        finally:    # a module is built where its source is
+            trees.git(built.tree(), "clean", "-qfdx", f"{source}/page_frag")
     return folder
 
 
