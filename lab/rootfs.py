@@ -14,12 +14,13 @@ FOLDER = BUILD / "rootfs"
 TOOLS = {"mmdebstrap": "mmdebstrap", "fakeroot": "fakeroot", "mke2fs": "e2fsprogs"}
 SIZE = "4G"             # sparse, so it costs what is written
 # What each has: a shell and the tools that scripts count on.
-COMMON = ("bash", "coreutils", "findutils", "gawk", "grep", "gzip", "hostname", "kmod",
-          "libc-bin", "mount", "procps", "sed", "sudo", "tar", "util-linux")
+COMMON = ("bash", "coreutils", "debianutils", "findutils", "gawk", "grep", "gzip", "hostname",
+          "kmod", "libc-bin", "mount", "procps", "sed", "sudo", "tar", "util-linux")
 # What the packages' scripts would have written, and what a guest of the lab has.
 SETUP = r"""
 ln -sf bash "$1/bin/sh"
 ln -sf gawk "$1/usr/bin/awk"
+ln -sf which.debianutils "$1/usr/bin/which"
 printf '%s\n' root:x:0:0:root:/root:/bin/bash nobody:x:65534:65534:nobody:/:/bin/sh \
     > "$1/etc/passwd"
 printf '%s\n' root:x:0: nogroup:x:65534: > "$1/etc/group"
@@ -48,6 +49,7 @@ def build(name, include, setup=""):
             aside = FOLDER / f".{name}.new"
             listing.write_text(sources, encoding="utf-8")
             run_logged(["mmdebstrap", "--variant=extract", "--architectures=arm64",
+                        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
                         f"--include={','.join(chosen)}",
                         platform.freedesktop_os_release()["VERSION_CODENAME"], tarball, listing],
                        f"rootfs-{name}")
