@@ -8,7 +8,7 @@ not there: whoever needs it writes it.
 import platform
 
 from lab import packages
-from lab.util import BUILD, locked, output, relative, run_logged, sha256, step
+from lab.util import BUILD, locked, output, relative, run_logged, sha256, show, step
 
 FOLDER = BUILD / "rootfs"
 TOOLS = {"mmdebstrap": "mmdebstrap", "fakeroot": "fakeroot", "mke2fs": "e2fsprogs"}
@@ -39,7 +39,11 @@ def build(name, include, setup=""):
     image = FOLDER / f"{name}.ext4"
     with locked(f"rootfs-{name}"):
         stamp = FOLDER / f"{name}.stamp"
-        state = sha256(" ".join(chosen), sources, script) + "\n"
+        make = ["mmdebstrap", "--variant=extract", "--architectures=arm64",
+                "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+                f"--include={','.join(chosen)}",
+                platform.freedesktop_os_release()["VERSION_CODENAME"]]
+        state = sha256(show(make), sources, script) + "\n"
         if image.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == state:
             return image
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -48,11 +52,7 @@ def build(name, include, setup=""):
             listing, tarball = FOLDER / f"{name}.list", FOLDER / f"{name}.tar"
             aside = FOLDER / f".{name}.new"
             listing.write_text(sources, encoding="utf-8")
-            run_logged(["mmdebstrap", "--variant=extract", "--architectures=arm64",
-                        "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
-                        f"--include={','.join(chosen)}",
-                        platform.freedesktop_os_release()["VERSION_CODENAME"], tarball, listing],
-                       f"rootfs-{name}")
+            run_logged([*make, tarball, listing], f"rootfs-{name}")
             # In one fakeroot, so that the files' owners are in the image.
             output(["fakeroot", "sh", "-ec", f"""
                 export PATH="$PATH:/usr/sbin:/sbin"
