@@ -55,22 +55,22 @@ class Kernel(kernel.Kernel):
         return f"-soft-dirty-{self.flavour}"
 
 
-def debian_config(base, flavour):
-    """The text of Debian's configuration of BASE called FLAVOUR."""
-    name = bases.load(base).package.replace("linux-source", "linux-config")
+def config(built):
+    """The text of BUILT's configuration: Debian's, and at its end what is changed."""
+    name = bases.load(built.base).package.replace("linux-source", "linux-config")
     found = packages.download(name, arch="arm64")
     if not found:
         raise LabError(f"the archive does not offer {name} for arm64")
-    member = f"./usr/src/{name}/config.arm64_none_{'cloud-' * (flavour == 'cloud')}arm64.xz"
+    member = f"./usr/src/{name}/config.arm64_none_{'cloud-' * (built.flavour == 'cloud')}arm64.xz"
     with tempfile.TemporaryDirectory() as scratch:
         packages.extract(found[0], [member], scratch)
-        return output(["xz", "-dc", Path(scratch, member)])
+        text = output(["xz", "-dc", Path(scratch, member)])
+    return text + "".join(path.read_text(encoding="utf-8") for path in built.fragments())
 
 
 def configure(built):
-    """Write the .config of BUILT: Debian's, and at its end what is changed."""
-    changes = "".join(path.read_text(encoding="utf-8") for path in built.fragments())
-    wanted = debian_config(built.base, built.flavour) + changes
+    """Write the .config of BUILT."""
+    wanted = config(built)
     if write_if_changed(built.out / "lab.config", wanted):
         (built.out / ".config").write_text(wanted, encoding="utf-8")
     run_logged(built.make("olddefconfig"), f"config-{built}")
