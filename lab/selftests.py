@@ -63,11 +63,11 @@ def install(built):
 
     BUILT has to have its modules built: a test is one.
     """
-    headers, libraries = _libraries()
+    (headers, libraries), tree = _libraries(), built.tree()
     folder, source = built.out / "kselftest-installed", "tools/testing/selftests/mm"
     with locked(f"kernel-{built}"), step(f"building the mm and arm64 selftests of {built}"):
         # The tree remembers what libraries were there when it was last asked.
-        for path in (built.tree() / source).glob("local_config.*"):
+        for path in (tree / source).glob("local_config.*"):
             path.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -77,7 +77,7 @@ def install(built):
                                   f"USERLDFLAGS=-L{libraries}"),
                        f"selftests-{built}")
         finally:    # a module is built where its source is
-            trees.git(built.tree(), "clean", "-qfdx", f"{source}/page_frag")
+            trees.git(tree, "clean", "-qfdx", f"{source}/page_frag")
     return folder
 
 
