@@ -3,6 +3,7 @@
 
 import unittest
 from collections import Counter
+from pathlib import Path
 
 from lab import static
 
@@ -32,6 +33,11 @@ class Findings(unittest.TestCase):
             ("mm/ksm.c", "WARNING: NULL check before some freeing functions"): 1,
             ("mm/memory.c", "function parameter 'aN' not described in 'two'"): 1,
             ("Documentation/mm/a.rst", "WARNING: undefined label: 'b'"): 1}))
+
+    def test_files(self):
+        """what is said of other files than those asked about does not count"""
+        self.assertEqual(list(static.findings(SAID, "7.3", [Path("mm/ksm.c")])),
+                         [("mm/ksm.c", "WARNING: NULL check before some freeing functions")])
 
     def test_one_more(self):
         """one more of the same kind is new, at another line it is not"""
