@@ -73,7 +73,7 @@ def run(names):
     top = ktap.Test("check")
     top.tests.append(_command("shellcheck", ["shellcheck", *_tracked("*.sh", ".ci/run")]))
     top.tests.append(_command("shellcheck of the guest's init",
-                              ["shellcheck", "-s", "dash", "lab/guest/init"]))
+                              ["shellcheck", "-s", "dash", "lab/guest/init", "lab/guest/finish"]))
     top.tests.append(_command("flake8", ["flake8", *python]))
     top.tests.append(_command("pylint", ["pylint", "--score=n", *python]))
     for name in names:
