@@ -36,12 +36,10 @@ def base(arch):
         if cpio.exists() and cpio.stat().st_mtime > max(path.stat().st_mtime
                                                         for path in (INIT, FINISH)):
             return cpio
-        found = packages.download("busybox-static", arch=ARCHES[arch][0])
-        if not found:
-            raise LabError(f"the archive does not offer busybox-static for {arch}")
+        deb = packages.fetch("busybox-static", ARCHES[arch][0])
         with step("making the guest's initramfs"), \
                 tempfile.TemporaryDirectory(dir=GUEST) as scratch:
-            packages.extract(found[0], ["./bin/busybox"], scratch)
+            packages.extract(deb, ["./bin/busybox"], scratch)
             Path(scratch, "bin").rename(Path(scratch, "lab"))
             shutil.copy(INIT, Path(scratch, "init"))
             shutil.copy(FINISH, Path(scratch, "lab/finish"))

@@ -87,6 +87,11 @@ def by_path(boot):
     return found
 
 
+def passing(found):
+    """The paths of what passes, and is not skipped, in FOUND as by_path() gives it."""
+    return [path for path, leaf in found.items() if leaf.passed and not leaf.skip]
+
+
 def from_tap(name, text, status):
     """The test NAME from the TAP that a program printed and the STATUS it exited with.
 

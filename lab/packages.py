@@ -243,6 +243,14 @@ def download(package, arch=None, suite=None):
     return deb, filename.split("_")[1].replace("%3a", ":")
 
 
+def fetch(package, arch):
+    """The path of the .deb of the newest PACKAGE for ARCH; LabError if no suite has it."""
+    found = download(package, arch=arch)
+    if not found:
+        raise LabError(f"the archive does not offer {package} for {arch}")
+    return found[0]
+
+
 def versions(name, suites):
     """The versions of the package NAME that the system's suites and SUITES offer, newest first.
 

@@ -127,11 +127,11 @@ def compare(plain, patched):
     """The test of what the series changes, from the tests PLAIN and PATCHED."""
     before, after = ktap.by_path(plain), ktap.by_path(patched)
     top = ktap.Test(f"{patched.name} beside {plain.name}")
-    good = [path for path, leaf in before.items() if leaf.passed and not leaf.skip]
-    for path in good:
+    good = ktap.passing(before)
+    for path in sorted(set(good).difference(ktap.passing(after))):
         if path not in after:
             top.fail(path, "it passes without the series, and does not run with it")
-        elif not after[path].passed or after[path].skip:
+        else:
             top.fail(path, "it passes without the series", *after[path].log, after[path].skip)
     for path, leaf in after.items():
         if path not in before and not leaf.passed:

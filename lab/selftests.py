@@ -86,11 +86,8 @@ def _libraries():
     folder = SYSROOT.resolve()
     with locked("sysroot"):
         for name in LIBRARIES:
-            found = packages.download(name, arch="arm64")
-            if not found:
-                raise LabError(f"the archive does not offer {name} for arm64")
-            if not (folder / found[0].stem).exists():
-                packages.extract(found[0], ["--wildcards", "./usr/include", "./usr/lib/*/*.a"],
-                                 folder)
-                (folder / found[0].stem).touch()
+            deb = packages.fetch(name, "arm64")
+            if not (folder / deb.stem).exists():
+                packages.extract(deb, ["--wildcards", "./usr/include", "./usr/lib/*/*.a"], folder)
+                (folder / deb.stem).touch()
     return folder / "usr/include", folder / "usr/lib/aarch64-linux-gnu"

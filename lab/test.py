@@ -44,10 +44,8 @@ def judge_plain(plain, patched):
     before, after = ktap.by_path(plain), ktap.by_path(patched)
     tracking = [test.name for test in trackers]
     for name in [name for name in SELFTESTS if name in names and name not in tracking]:
-        good = [path for path, leaf in before.items() if path.startswith(f"{name}: ")
-                and leaf.passed and not leaf.skip]
-        worse = [path for path in good if path not in after or not after[path].passed
-                 or after[path].skip]
+        good = [path for path in ktap.passing(before) if path.startswith(f"{name}: ")]
+        worse = sorted(set(good).difference(ktap.passing(after)))
         top.tests.append(ktap.Test(f"{name}: what passes here passes with the series",
                                    passed=bool(good) and not worse,
                                    log=[f"{len(good)} pass here",
