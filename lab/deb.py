@@ -27,7 +27,7 @@ CPU = "neoverse-n1"
 TESTS = (MAP, LEAD_TEST, OWN_TEST)
 INSTALL_LIMIT, BOOT_LIMIT = 1800, 2400      # seconds of the host
 # A system that can install a kernel; dpkg knows of no other package there.
-SYSTEM = ("dpkg", "initramfs-tools", "udev", "zstd")
+SYSTEM = ("diffutils", "dpkg", "initramfs-tools", "udev", "zstd")
 SETUP = 'mkdir -p "$1/var/lib/dpkg/info" "$1/var/lib/dpkg/updates"; : > "$1/var/lib/dpkg/status"\n'
 
 
@@ -119,8 +119,7 @@ def installed(built, image):
         raise LabError(f"{image.name} does not install; whole console: "
                        f"{relative(result.console)}; again: {result.command}")
     for name in ("vmlinuz", "initrd.img"):
-        output(["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", "debugfs", "-R",
-                f"dump /lab/{name} {folder / name}", disk])
+        output(["debugfs", "-R", f"dump /lab/{name} {folder / name}", disk])
     return disk, folder / "vmlinuz", folder / "initrd.img"
 
 

@@ -55,8 +55,7 @@ def scratch_disk():
         if not disk.exists():
             aside = GUEST / ".scratch.new"
             output(["truncate", "-s", SCRATCH_SIZE, aside])
-            output(["env", "PATH=/usr/sbin:/sbin:/usr/bin:/bin", "mke2fs", "-q", "-t", "ext4",
-                    "-F", aside])
+            output(["mke2fs", "-q", "-t", "ext4", "-F", aside])
             aside.rename(disk)
     return disk
 

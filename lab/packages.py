@@ -62,18 +62,13 @@ BUILD_FILES = {
 }
 
 
-def _path():
-    """PATH with the directories where Debian keeps system administration tools."""
-    return os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-
-
 def need(tools, files=()):
     """Make sure that TOOLS (command: package) and FILES (path: package) are there.
 
     Installs what is missing, as root or through sudo. Raises LabError naming
     the packages if that is not possible.
     """
-    missing = {pkg for tool, pkg in tools.items() if not shutil.which(tool, path=_path())}
+    missing = {pkg for tool, pkg in tools.items() if not shutil.which(tool)}
     missing |= {files[path] for path in files if not Path(path).exists()}
     if not missing:
         return
@@ -91,10 +86,11 @@ def need(tools, files=()):
         run_logged(install, "apt-get-install")
 
 
-def _sources(suites):
+def _sources(suites, alone=False):
     """The text of a sources.list: the system's Debian suites, plus SUITES.
 
-    Those of security fixes are on the mirror that the system has for such.
+    Those of security fixes are on the mirror that the system has for such. With ALONE
+    only SUITES, also if their lists are out of date.
     """
     listing = _index_targets()
     if not listing:                 # apt knows its sources by the lists it has fetched
@@ -106,12 +102,16 @@ def _sources(suites):
                if (origin, label) == ("Debian", "Debian") and "-" not in release]
     if not mirrors:
         raise LabError("apt has no source of a Debian release: nowhere to fetch kernels from")
+    option = f"signed-by={KEYRING} " if KEYRING.exists() else ""
+    if alone:
+        return "".join(f"deb [{option}check-valid-until=no] {mirrors[0]} {suite} main\n"
+                       for suite in suites)
     security = [uri for origin, label, uri, release, component in listing
                 if (origin, label) == ("Debian", "Debian-Security")]
     for suite in suites:
         places = security if suite.endswith("-security") else mirrors
         entries += [(uri, suite, "main") for uri in places[:1]]
-    option = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""
+    option = f"[{option.strip()}] " if option else ""
     return "".join(f"deb {option}{uri} {release} {component}\n"
                    for uri, release, component in dict.fromkeys(entries))
 
@@ -119,6 +119,11 @@ def _sources(suites):
 def release_sources():
     """The text of a sources.list with nothing but the system's Debian release."""
     return _sources(())
+
+
+def suite_sources(suite):
+    """The text of a sources.list with nothing but SUITE, also if its lists are out of date."""
+    return _sources((suite,), alone=True)
 
 
 def _index_targets():

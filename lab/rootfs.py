@@ -28,13 +28,14 @@ echo '127.0.0.1 localhost lab' > "$1/etc/hosts"
 """
 
 
-def build(name, include, setup=""):
+def build(name, include, setup="", suite=None):
     """The image NAME: ext4 with COMMON and the packages INCLUDE of the system's release.
 
-    SETUP is a shell script to run at the end, as SETUP above; $1 is the file system's top.
+    With SUITE they are those of that suite. SETUP is a shell script to run at the end, as
+    SETUP above; $1 is the file system's top.
     """
     packages.need(TOOLS)
-    sources = packages.release_sources()
+    sources = packages.suite_sources(suite) if suite else packages.release_sources()
     chosen, script = sorted({*COMMON, *include}), SETUP + setup
     image = FOLDER / f"{name}.ext4"
     with locked(f"rootfs-{name}"):
@@ -42,7 +43,7 @@ def build(name, include, setup=""):
         make = ["mmdebstrap", "--variant=extract", "--architectures=arm64",
                 "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
                 f"--include={','.join(chosen)}",
-                platform.freedesktop_os_release()["VERSION_CODENAME"]]
+                suite or platform.freedesktop_os_release()["VERSION_CODENAME"]]
         state = sha256(show(make), sources, script) + "\n"
         if image.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == state:
             return image
@@ -55,7 +56,6 @@ def build(name, include, setup=""):
             run_logged([*make, tarball, listing], f"rootfs-{name}")
             # In one fakeroot, so that the files' owners are in the image.
             output(["fakeroot", "sh", "-ec", f"""
-                export PATH="$PATH:/usr/sbin:/sbin"
                 top=$(mktemp -d "$2.XXXXXX")
                 trap 'rm -rf "$top"' EXIT
                 tar -x -f "$1" -C "$top"

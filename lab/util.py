@@ -16,6 +16,8 @@ from pathlib import Path
 
 # The lab reads what apt and git say, so they have to say it in one language.
 os.environ.update(LC_ALL="C.UTF-8", LANGUAGE="")
+# Where Debian keeps mke2fs and its like is not in every user's PATH.
+os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
