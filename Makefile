@@ -51,6 +51,9 @@ deb-boot: ## the same, and boot one in a Debian root file system and run the sel
 regress: ## run the mm and arm64 selftests without and with the series, in a Debian guest; hours
 	@$(LAB)regress
 
+criu: ## incremental checkpoints of a server and of containers by CRIU, in a Debian guest
+	@$(LAB)criu --base $(BASE)
+
 applies: ## try the series on each kernel of its line that Debian's archive has
 	@$(LAB)ranges
 
@@ -63,5 +66,5 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
+.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot criu \
 	kernel shell clean

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tests of lab.criu and of what it runs in guests."""
+
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+import unittest
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from lab import criu, kernel, packages, qemu, rootfs
+from lab.kernel import Kernel
+
+SAID = "TAP version 13\nok 1 a\n# table\tround\tpages\n# table\tdump\t5\nok 2 b\n1..2\n"
+
+
+def load(name):
+    """The module NAME of tests/criu, without what only a guest has."""
+    spec = importlib.util.spec_from_file_location(name, criu.FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    absent = SimpleNamespace(RedisError=OSError, images=None)
+    with patch.dict(sys.modules, {"redis": absent, "pycriu": absent}), \
+            patch.object(sys, "path", [str(criu.FOLDER), *sys.path]):
+        spec.loader.exec_module(module)
+    return module
+
+
+class Run(unittest.TestCase):
+    """One guest."""
+
+    def boot(self, console, said=SAID, status=0):
+        """What run() makes of a guest that printed SAID and CONSOLE."""
+        with tempfile.TemporaryDirectory() as scratch, \
+                patch.object(kernel, "build"), patch.object(rootfs, "build", return_value="x"):
+            log = Path(scratch, "console")
+            log.write_text(console, encoding="utf-8")
+            result = qemu.Result(status, said, log, "qemu", qemu.splats(console))
+            with patch.object(qemu, "run", return_value=result):
+                return criu.run(Kernel("7.3", extra="criu"), "max", criu.CYCLE, "--thp")
+
+    def test_good(self):
+        """a guest's results and its table are told"""
+        top, rows = self.boot("")
+        self.assertEqual(top.counts(), (2, 0, 0))
+        self.assertEqual(rows, [("round", "pages"), ("dump", "5")])
+
+    def test_bad(self):
+        """a complaint of the kernel fails, and so does a guest that ends early"""
+        self.assertFalse(self.boot("BUG: bad", status=qemu.EXIT_SPLAT)[0].ok())
+        self.assertFalse(self.boot("", said="ok 1 a\n", status=qemu.EXIT_DIED)[0].ok())
+
+    def test_suite(self):
+        """the sources of a suite are that suite alone, however old its lists are"""
+        for line in packages.suite_sources(criu.SUITE).splitlines():
+            self.assertRegex(line, rf"^deb \[.*check-valid-until=no\] \S+ {criu.SUITE} main$")
+
+
+class Drivers(unittest.TestCase):
+    """What runs in the guests."""
+
+    def test_keys(self):
+        """a key with the value of another version, or without one, is found"""
+        cycle = load("cycle")
+        store = {key: cycle.value(key, 1).encode() for key in range(300)}
+        store[7], store[299] = cycle.value(7, 0).encode(), None
+        versions = {key: 1 for key in store}
+        server = SimpleNamespace(mget=lambda keys: [store[key] for key in keys])
+        with patch.object(cycle, "client", return_value=server):
+            self.assertEqual(cycle.wrong_keys(versions), [7, 299])
+
+    def test_warnings(self):
+        """a warning of CRIU that is not known fails, and so does one that is not there"""
+        cycle = load("cycle")
+        known = [line for line in cycle.WARNINGS.read_text("utf-8").splitlines()
+                 if not line.startswith("#")]
+        for lines, off, good in ((known, False, True), (known[1:], False, False),
+                                 ([*known, "more"], False, False), (known, True, False),
+                                 ([*known, "Dirty tracking is OFF."], True, True)):
+            said = "Looks good.\n" + "".join(f"Warn  (x): {line}\n" for line in lines)
+            with patch.object(cycle, "criu", return_value=(0, said)), \
+                    redirect_stdout(io.StringIO()):
+                tap = cycle.Tap()
+                cycle.check(tap, off)
+            self.assertEqual(not tap.failed, good, lines)
+
+    def test_writer(self):
+        """the container's program notices a page that is not as it was written"""
+        writer = load("writer")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, "rounds")
+
+            def lose(_):
+                """Forget what was written, after the third round."""
+                if path.read_text("ascii") == "2":
+                    sys._getframe(1).f_locals["table"][:] = bytes(    # pylint: disable=W0212
+                        writer.PAGES * writer.SIZE)
+
+            with patch.object(writer.time, "sleep", lose), \
+                    patch.object(sys, "argv", ["writer", os.fspath(path)]):
+                writer.main()
+            self.assertRegex(path.read_text("ascii"), r"^wrong: \d+$")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
