@@ -54,6 +54,9 @@ regress: ## run the mm and arm64 selftests without and with the series, in a Deb
 criu: ## incremental checkpoints of a server and of containers by CRIU, in a Debian guest
 	@$(LAB)criu --base $(BASE)
 
+criu-zdtm: ## CRIU's own tests with pre-dumps, in Debian guests; hours, goes on
+	@$(LAB)zdtm --base $(BASE)
+
 applies: ## try the series on each kernel of its line that Debian's archive has
 	@$(LAB)ranges
 
@@ -66,5 +69,5 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot criu \
-	kernel shell clean
+.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
+	criu criu-zdtm kernel shell clean

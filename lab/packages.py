@@ -10,6 +10,7 @@ another suite that may go away gets a configuration for it alone, build/apt-SUIT
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -161,11 +162,14 @@ def _private_apt(suite):
     options = 'APT::Update::Error-Mode "any";\n'
     if suite:
         options += f'APT::Default-Release "{suite}";\n'
-    return _configuration(_folder(suite), [suite] if suite else _extra_suites(), options)
+    return _configuration(_folder(suite), _sources([suite] if suite else _extra_suites()),
+                          options)
 
 
-def _configuration(apt, suites, options):
-    """Set up the configuration in the directory APT for SUITES with OPTIONS, with fresh lists.
+def _configuration(apt, text, options):
+    """Set up the configuration in the directory APT with OPTIONS, with fresh lists.
+
+    TEXT is its sources.list.
 
     Returns the environment to use it.
     """
@@ -184,7 +188,6 @@ def _configuration(apt, suites, options):
         + options, encoding="utf-8")
     env = {**os.environ, "APT_CONFIG": str(conf)}
     stamp = apt / "updated"
-    text = _sources(suites)
     fresh = (stamp.exists() and stamp.read_text(encoding="utf-8") == text
              and time.time() - stamp.stat().st_mtime < LISTS_MAX_AGE)
     if not fresh:
@@ -256,6 +259,25 @@ def fetch(package, arch):
     return found[0]
 
 
+def fetch_source(name, suite):
+    """The path of the upstream tarball of the newest source package NAME in SUITE."""
+    with locked("apt"):
+        text = suite_sources(suite).replace("deb ", "deb-src ")
+        env = _configuration(BUILD / f"apt-source-{suite}", text,
+                             'Acquire::Check-Valid-Until "false";\n')
+        command = ["apt-get", "source", "--download-only", "--tar-only"]
+        found = re.search(r"^'\S+' (\S+\.orig\.tar\.\w+) (\d+) ",
+                          output([*command, "--print-uris", name], env=env), re.M)
+        if not found:
+            raise LabError(f"{suite} does not offer the source of {name}")
+        path = DOWNLOADS / found[1]
+        if not path.exists() or path.stat().st_size != int(found[2]):
+            DOWNLOADS.mkdir(parents=True, exist_ok=True)
+            with step(f"downloading {found[1]}"):
+                run_logged([*command, name], f"download-{name}", cwd=DOWNLOADS, env=env)
+    return path
+
+
 def versions(name, suites):
     """The versions of the package NAME that the system's suites and SUITES offer, newest first.
 
@@ -277,7 +299,7 @@ def fetch_version(name, version, suites, to):
 def _archive(suites):
     """The environment to use a configuration for all of SUITES."""
     with locked("apt"):
-        return _configuration(BUILD / "apt-archive", suites,
+        return _configuration(BUILD / "apt-archive", _sources(suites),
                               'Acquire::Check-Valid-Until "false";\n')
 
 

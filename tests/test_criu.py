@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from lab import criu, kernel, packages, qemu, rootfs
+from lab import criu, kernel, packages, qemu, rootfs, zdtm
 from lab.kernel import Kernel
 
 SAID = "TAP version 13\nok 1 a\n# table\tround\tpages\n# table\tdump\t5\nok 2 b\n1..2\n"
@@ -57,6 +57,27 @@ class Run(unittest.TestCase):
         """the sources of a suite are that suite alone, however old its lists are"""
         for line in packages.suite_sources(criu.SUITE).splitlines():
             self.assertRegex(line, rf"^deb \[.*check-valid-until=no\] \S+ {criu.SUITE} main$")
+
+
+class Suite(unittest.TestCase):
+    """CRIU's own tests."""
+
+    def judge(self, said, status):
+        """What is made of a guest in which zdtm.py printed SAID and had STATUS."""
+        with tempfile.TemporaryDirectory() as scratch:
+            log = Path(scratch, "console")
+            log.touch()
+            return zdtm.judge("x", qemu.Result(status, said, log, "qemu"))
+
+    def test_report(self):
+        """the report says what passed; without one, or with a bad status, the run fails"""
+        good = "noise\nreport:\nTAP version 13\n1..2\nok 1 - a\nok 2 - b # SKIP not here\n"
+        self.assertEqual(self.judge(good, 0).counts(), (1, 0, 1))
+        bad = good.replace("ok 1", "not ok 1")
+        self.assertEqual([path for path, leaf in self.judge(bad, 1).leaves() if not leaf.passed],
+                         ["x: a"])
+        self.assertFalse(self.judge(good, 1).ok())
+        self.assertFalse(self.judge("noise\n", 0).ok())
 
 
 class Drivers(unittest.TestCase):

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""make criu-zdtm: CRIU's own test suite, each test with three pre-dumps before the dump.
+
+The suite is that of Debian's source of CRIU, cross-built, and runs in guests by its own
+zdtm.py: all of it as each of the flavours that it has (h on the host, ns in namespaces, uns in a
+user namespace), tests of memory that "all" leaves out, one with the freezer, and tests of memory
+with a page server and pages that come when they are touched.
+
+It takes hours, so it goes on where it was stopped: what a guest said is kept, as by make
+test-all, if all of it passed.
+"""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+from lab import bases, boot, criu, kernel, ktap, packages, qemu, report, rootfs, stored
+from lab.kernel import Kernel
+from lab.util import (BUILD, Parser, locked, main, output, relative, run_logged, say, sha256,
+                      step)
+
+FOLDER = BUILD / "zdtm"
+TOOLS = {"protoc-c": "protobuf-c-compiler", "pkg-config": "pkg-config"}
+# What the tests are linked with, and what they and zdtm.py want in the guest.
+LIBRARIES = ("libaio-dev", "libcap-dev", "libnl-3-dev", "libnl-route-3-dev", "libprotobuf-c-dev")
+PACKAGES = (*criu.PACKAGES, "acl", "attr", "libaio1t64", "libcap2-bin", "libnl-route-3-200",
+            "libprotobuf-c1", "make", "psmisc", "python3-protobuf", "python3-yaml")
+# Of the suite's folders, what zdtm.py does not run.
+LEFT_OUT = ("exhaustive", "javaTests", "jenkins", "others")
+DRIVER = criu.FOLDER / "zdtm.sh"
+CPU = "neoverse-n1"
+LIMIT = 4 * 3600        # seconds of the host for a boot
+PRE = ("--pre", "3")
+# Of each run the options, and over how many guests it is spread.
+RUNS = {
+    **{flavour: (("-a", "-f", flavour, *PRE), 16) for flavour in ("h", "ns", "uns")},
+    "memory": (("-t", "zdtm/static/mem-touch", "-t", "zdtm/static/maps03", *PRE), 1),
+    "freezer": (("-t", "zdtm/transition/thread-bomb", "--freezecg", "zdtm:t", *PRE), 1),
+    "lazy": (("-T", "zdtm/.*(maps0|mem-touch|mprotect|shm).*", "--page-server",
+              "--remote-lazy-pages"), 1),
+}
+
+
+def build():
+    """Cross-build the suite; the directory with it."""
+    packages.need({**packages.BUILD_TOOLS, **TOOLS}, packages.BUILD_FILES)
+    tarball = packages.fetch_source("criu", criu.SUITE)
+    debs = [packages.fetch(name, "arm64") for name in LIBRARIES]
+    with locked("zdtm"):
+        stamp, folder = FOLDER / "stamp", FOLDER / "test"
+        state = sha256(tarball, *[deb.name for deb in debs]) + "\n"
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
+            return folder
+        with step(f"building the tests of {tarball.name}"):
+            shutil.rmtree(FOLDER, ignore_errors=True)
+            FOLDER.mkdir(parents=True)
+            root = FOLDER / "sysroot"
+            for deb in debs:
+                packages.extract(deb, ["."], root)
+            output(["tar", "-x", "-C", FOLDER, "--strip-components=1", "-f", tarball])
+            libraries = root / "usr/lib/aarch64-linux-gnu"
+            make = ["make", f"-j{os.cpu_count()}", "SUBARCH=aarch64",
+                    "CROSS_COMPILE=aarch64-linux-gnu-", "CC=aarch64-linux-gnu-gcc",
+                    f"USERCFLAGS=-isystem {root / 'usr/include'}",
+                    f"LDFLAGS=-L{libraries} -L{root / 'lib/aarch64-linux-gnu'}", "-C"]
+            env = {**os.environ, "PKG_CONFIG_LIBDIR": str(libraries / "pkgconfig"),
+                   "PKG_CONFIG_SYSROOT_DIR": str(root)}
+            run_logged([*make, folder / "zdtm", "all"], "zdtm", env=env)
+            run_logged([*make, folder, "zdtm_ct", "umount2"], "zdtm-helpers", env=env)
+            for name in LEFT_OUT:
+                shutil.rmtree(folder / name)
+            for path in folder.rglob("*.o"):
+                path.unlink()
+            stamp.write_text(state, encoding="utf-8")
+    return folder
+
+
+def run(built, name, *options):
+    """Run zdtm.py with OPTIONS in a guest with the kernel BUILT: the test NAME of its report."""
+    image, suite = rootfs.build("zdtm", PACKAGES, criu.SETUP, criu.SUITE), build()
+    machine = qemu.VirtArm64(CPU, smp=2, mem="4G")
+    key = stored.key(built, machine, {}, DRIVER, sha256(
+        " ".join(options), FOLDER / "stamp", image.with_suffix(".stamp")))
+    result = stored.load(key)
+    if result:
+        say(f"*** NOT BOOTED: {name} (stored result of {result.date}) ***")
+        return judge(name, result)
+    with step(name):
+        result = qemu.run(machine, built, [DRIVER, *options], [(suite, "/root/zdtm/test")],
+                          timeout=LIMIT, quiet=True, root=qemu.disk(image, machine.bus, 1))
+    top = judge(name, result)
+    if result.status == 0 and top.ok():
+        stored.save(key, result)
+    return top
+
+
+def judge(name, result):
+    """The test NAME in what a guest left, its RESULT."""
+    text = result.output.partition("\nreport:\n")[2]
+    # zdtm.py exits with 1 if a test failed, which its report tells.
+    top = ktap.from_tap(name, text, 0 if "\nnot ok " in text else result.status)
+    boot.blame(top, result.console.read_text(encoding="utf-8", errors="replace"))
+    if not top.ok():
+        top.log.append(f"what zdtm.py said: {relative(result.console.with_suffix('.out'))}")
+    return top
+
+
+def cli():
+    """Command line: the suite on a base, and a table of its runs; 1 if a test failed."""
+    parser = Parser(prog="lab.zdtm", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", required=True, metavar="BASE")
+    base = parser.parse_args().base
+    bases.load(base)
+    packages.need(packages.QEMU_TOOLS)
+    built = Kernel(base, extra="criu")
+    kernel.build(built)
+    running = {}
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for name, (options, shards) in RUNS.items():
+            running[name] = [pool.submit(
+                run, built, f"{built} {name} {shard + 1} of {shards}", *options,
+                *(["--test-shard-index", str(shard), "--test-shard-count", str(shards)]
+                  if shards > 1 else [])) for shard in range(shards)]
+    tests = [ktap.Test(name, tests=[future.result() for future in shards])
+             for name, shards in running.items()]
+    print(report.table(tests))
+    print(report.failures(tests))
+    return 0 if all(test.ok() for test in tests) else 1
+
+
+if __name__ == "__main__":
+    main(cli)
