@@ -67,9 +67,7 @@ def cli():
         top, rows = run(built, cpu, *how)
         tests.append(top)
         print(f"\n{top.name}\n{report.aligned(rows)}\n" if rows else "")
-    print(report.table(tests))
-    print(report.failures(tests))
-    return 0 if all(test.ok() for test in tests) else 1
+    return report.end(tests)
 
 
 if __name__ == "__main__":

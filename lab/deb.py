@@ -158,10 +158,7 @@ def cli():
     if not args.boot:
         return 0
     packages.need(packages.QEMU_TOOLS)
-    top = start(built, found[0])
-    print(report.table([top]))
-    print(report.failures([top]))
-    return 0 if top.ok() else 1
+    return report.end([start(built, found[0])])
 
 
 if __name__ == "__main__":

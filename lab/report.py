@@ -16,6 +16,13 @@ def failures(tests):
                      for test in tests for path, leaf in test.leaves() if not leaf.passed)
 
 
+def end(tests):
+    """Print the table of TESTS and what failed of them; the status to exit with."""
+    print(table(tests))
+    print(failures(tests))
+    return 0 if all(test.ok() for test in tests) else 1
+
+
 def wide_table(done):
     """The wide matrix DONE (boot: test) as a table with a column a CPU, and what each CPU had."""
     cpus = list(dict.fromkeys(boot.cpu for boot in done))

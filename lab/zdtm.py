@@ -123,9 +123,7 @@ def cli():
                   if shards > 1 else [])) for shard in range(shards)]
     tests = [ktap.Test(name, tests=[future.result() for future in shards])
              for name, shards in running.items()]
-    print(report.table(tests))
-    print(report.failures(tests))
-    return 0 if all(test.ok() for test in tests) else 1
+    return report.end(tests)
 
 
 if __name__ == "__main__":

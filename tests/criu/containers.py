@@ -36,16 +36,19 @@ def run_quietly(*args):
     return status == 0, []
 
 
+def said():
+    """What the container said last: the number of a round that was right, or what is wrong."""
+    return ROUNDS.read_text(encoding="ascii") if ROUNDS.exists() else "0"
+
+
 def rounds(more):
     """Wait until the container has written MORE rounds; whether all were right, and the last."""
-    before = ROUNDS.read_text(encoding="ascii") if ROUNDS.exists() else "0"
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        text = ROUNDS.read_text(encoding="ascii") if ROUNDS.exists() else "0"
-        if "wrong" in text or (text and int(text) >= int(before or 0) + more):
-            break
+    before, limit = said(), time.monotonic() + 120
+    text = before
+    while text.isdigit() and int(text) < int(before) + more and time.monotonic() < limit:
         time.sleep(0.1)
-    return "wrong" not in text and int(text or 0) >= int(before or 0) + more, text
+        text = said()
+    return text.isdigit() and int(text) >= int(before) + more, text
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from pycriu import images           # pylint: disable=import-error
 from driver import Tap, begin
 
 VALUE = 4096            # bytes of a value
+KEYS = 65536            # 256 MiB of values
 BETWEEN = 2000          # writes between two rounds
 PRE_DUMPS = 3
 HOT = 0.05              # the part of the keys that most of the writes go to
@@ -85,8 +86,8 @@ def client():
     return redis.Redis(port=PORT, retry=None, socket_timeout=300, single_connection_client=True)
 
 
-def serve(mib, thp):
-    """Start a server and fill it with MIB of values; the process, and the versions of the keys."""
+def serve(thp):
+    """Start a server, with huge pages if THP, and fill it; the process, and the keys' versions."""
     server = subprocess.Popen(["redis-server", "--port", str(PORT), "--save", "",
                                "--appendonly", "no", "--disable-thp", "no" if thp else "yes",
                                "--dir", "/tmp"], stdin=subprocess.DEVNULL,
@@ -98,10 +99,10 @@ def serve(mib, thp):
                 break
         except redis.RedisError:
             time.sleep(0.1)
-    keys, connection = mib * (1 << 20) // VALUE, client()
-    for first in range(0, keys, 256):
-        connection.mset({key: value(key, 0) for key in range(first, min(first + 256, keys))})
-    return server, {key: 0 for key in range(keys)}
+    connection = client()
+    for first in range(0, KEYS, 256):
+        connection.mset({key: value(key, 0) for key in range(first, first + 256)})
+    return server, {key: 0 for key in range(KEYS)}
 
 
 def huge(pid):
@@ -216,7 +217,6 @@ def check(tap, off):
 def main():
     """Command line: see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mib", type=int, default=256, help="the size of the server's table")
     parser.add_argument("--thp", action="store_true", help="64K and PMD-mapped THP for the heap")
     parser.add_argument("--off", action="store_true", help="the kernel does not track writes")
     args = parser.parse_args()
@@ -229,7 +229,7 @@ def main():
     status, said = criu("check", "--feature", "mem_dirty_track")
     tap.result((status == 0) != args.off, "criu check --feature mem_dirty_track: "
                + ("refused" if args.off else "is there"), *said.splitlines())
-    server, versions = serve(args.mib, args.thp)
+    server, versions = serve(args.thp)
     if args.thp:
         found = huge(server.pid)
         tap.result(all(found.values()), "the server's memory has huge pages and 64K mTHPs", found)

@@ -5,6 +5,7 @@
 Prints the number of each round that was right to the file of the first argument.
 """
 
+import os
 import random
 import sys
 import time
@@ -24,8 +25,9 @@ def main():
             table[page * SIZE:page * SIZE + 8] = number.to_bytes(8, "little")
         wrong = sum(int.from_bytes(table[page * SIZE:page * SIZE + 8], "little") != versions[page]
                     for page in range(PAGES))
-        with open(sys.argv[1], "w", encoding="ascii") as file:
+        with open(f"{sys.argv[1]}.new", "w", encoding="ascii") as file:
             file.write(f"wrong: {wrong}" if wrong else f"{number}")
+        os.replace(f"{sys.argv[1]}.new", sys.argv[1])
         if wrong:
             return
         time.sleep(0.05)
