@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from lab import criu, kernel, packages, qemu, rootfs, zdtm
+from lab import boot, criu, kernel, packages, qemu, rootfs, zdtm
 from lab.kernel import Kernel
 
 SAID = "TAP version 13\nok 1 a\n# table\tround\tpages\n# table\tdump\t5\nok 2 b\n1..2\n"
@@ -50,13 +50,15 @@ class Run(unittest.TestCase):
 
     def test_bad(self):
         """a complaint of the kernel fails, and so does a guest that ends early"""
-        self.assertFalse(self.boot("BUG: bad", status=qemu.EXIT_SPLAT)[0].ok())
+        top, _ = self.boot("BUG: bad", status=qemu.EXIT_SPLAT)
+        self.assertIn(boot.COMPLAINT, [leaf.name for _, leaf in top.leaves() if not leaf.passed])
         self.assertFalse(self.boot("", said="ok 1 a\n", status=qemu.EXIT_DIED)[0].ok())
 
     def test_suite(self):
         """the sources of a suite are that suite alone, however old its lists are"""
         for line in packages.suite_sources(criu.SUITE).splitlines():
             self.assertRegex(line, rf"^deb \[.*check-valid-until=no\] \S+ {criu.SUITE} main$")
+            self.assertEqual(f"signed-by={packages.KEYRING}" in line, packages.KEYRING.exists())
 
 
 class Suite(unittest.TestCase):
@@ -100,6 +102,7 @@ class Drivers(unittest.TestCase):
                  if not line.startswith("#")]
         for lines, off, good in ((known, False, True), (known[1:], False, False),
                                  ([*known, "more"], False, False), (known, True, False),
+                                 ([*known[1:], "other"], False, False),
                                  ([*known, "Dirty tracking is OFF."], True, True)):
             said = "Looks good.\n" + "".join(f"Warn  (x): {line}\n" for line in lines)
             with patch.object(cycle, "criu", return_value=(0, said)), \
