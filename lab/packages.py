@@ -263,8 +263,7 @@ def fetch_source(name, suite):
     """The path of the upstream tarball of the newest source package NAME in SUITE."""
     with locked("apt"):
         text = suite_sources(suite).replace("deb ", "deb-src ")
-        env = _configuration(BUILD / f"apt-source-{suite}", text,
-                             'Acquire::Check-Valid-Until "false";\n')
+        env = _configuration(BUILD / f"apt-source-{suite}", text, "")
         command = ["apt-get", "source", "--download-only", "--tar-only"]
         found = re.search(r"^'\S+' (\S+\.orig\.tar\.\w+) (\d+) ",
                           output([*command, "--print-uris", name], env=env), re.M)

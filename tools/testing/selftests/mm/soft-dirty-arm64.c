@@ -2237,6 +2237,27 @@ static int uffd_register_area(int uffd, struct area *area)
 			     (area->nr - area->first) * psize(), false, true, false);
 }
 
+static int uffd_copy(int uffd, struct area *area, size_t page, char *from)
+{
+	struct uffdio_copy arg = {
+		.dst = (unsigned long)page_addr(area, page),
+		.src = (unsigned long)from,
+		.len = psize(),
+	};
+
+	return ioctl(uffd, UFFDIO_COPY, &arg);
+}
+
+static int uffd_zeropage(int uffd, struct area *area, size_t page)
+{
+	struct uffdio_zeropage arg = {
+		.range.start = (unsigned long)page_addr(area, page),
+		.range.len = psize(),
+	};
+
+	return ioctl(uffd, UFFDIO_ZEROPAGE, &arg);
+}
+
 /* What comes by userfaultfd is new, and reads dirty; the zero page was there before. */
 TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_move, TIMEOUT)
 {
@@ -2244,15 +2265,6 @@ TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_move, TIMEOUT)
 	const size_t hole = PAGE_C + 5, len = 3;
 	char *from = map_apart(2 * psize(), psize(), PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	struct uffdio_copy copy = {
-		.dst = (unsigned long)page_addr(area, hole),
-		.src = (unsigned long)from,
-		.len = psize(),
-	};
-	struct uffdio_zeropage zeropage = {
-		.range.start = (unsigned long)page_addr(area, hole + 1),
-		.range.len = psize(),
-	};
 	struct uffdio_move move = {
 		.dst = (unsigned long)page_addr(area, hole + 2),
 		.src = (unsigned long)from + psize(),
@@ -2275,8 +2287,8 @@ TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_move, TIMEOUT)
 	clear_refs(_metadata, area);
 	write_pages(area, chosen_later);
 
-	ASSERT_EQ(ioctl(uffd, UFFDIO_COPY, &copy), 0);
-	ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zeropage), 0);
+	ASSERT_EQ(uffd_copy(uffd, area, hole, from), 0);
+	ASSERT_EQ(uffd_zeropage(uffd, area, hole + 1), 0);
 	ASSERT_EQ(ioctl(uffd, UFFDIO_MOVE, &move), 0);
 	area->pages[hole] = (struct page){ .must = true };
 	area->pages[hole + 1] = (struct page){};
@@ -2299,15 +2311,6 @@ TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_continue, TIMEOUT)
 	const size_t hole = PAGE_C + 5, len = 3;
 	char *from = map_apart(psize(), psize(), PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	struct uffdio_copy copy = {
-		.dst = (unsigned long)page_addr(area, hole),
-		.src = (unsigned long)from,
-		.len = psize(),
-	};
-	struct uffdio_zeropage zeropage = {
-		.range.start = (unsigned long)page_addr(area, hole + 1),
-		.range.len = psize(),
-	};
 	struct uffdio_continue cont = {
 		.range.start = (unsigned long)page_addr(area, hole + 2),
 		.range.len = psize(),
@@ -2332,8 +2335,8 @@ TEST_F_TIMEOUT(soft_dirty, uffd_copy_zeropage_continue, TIMEOUT)
 	read_pages(area);
 	write_pages(area, chosen_later);
 
-	ASSERT_EQ(ioctl(uffd, UFFDIO_COPY, &copy), 0);
-	ASSERT_EQ(ioctl(uffd, UFFDIO_ZEROPAGE, &zeropage), 0);
+	ASSERT_EQ(uffd_copy(uffd, area, hole, from), 0);
+	ASSERT_EQ(uffd_zeropage(uffd, area, hole + 1), 0);
 	ASSERT_EQ(ioctl(uffd, UFFDIO_CONTINUE, &cont), 0);
 	area->pages[hole] = (struct page){ .must = true };
 	area->pages[hole + 1] = (struct page){ .must = true };
