@@ -57,6 +57,17 @@ criu: ## incremental checkpoints of a server and of containers by CRIU, in a Deb
 criu-zdtm: ## CRIU's own tests with pre-dumps, in Debian guests; hours, goes on
 	@$(LAB)zdtm --base $(BASE)
 
+criu-control: ## break soft-dirty on purpose and see that CRIU's tests notice
+	@$(LAB)control
+
+bench: BASE = 7.3
+bench: ## what tracking costs, in instructions, beside every alternative: 7.3 unless told
+	@$(LAB)bench --base $(BASE)
+
+bench-compare: ## what changed between two results of make bench: A=file B=file
+	@$(LAB)compare "$(or $(A),$(error say what to compare: make bench-compare A=file B=file))" \
+		"$(or $(B),$(error say what to compare: make bench-compare A=file B=file))"
+
 applies: ## try the series on each kernel of its line that Debian's archive has
 	@$(LAB)ranges
 
@@ -70,4 +81,4 @@ clean: ## remove everything that was made or downloaded
 	rm -rf build
 
 .PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
-	criu criu-zdtm kernel shell clean
+	criu criu-zdtm criu-control bench bench-compare kernel shell clean

@@ -15,7 +15,7 @@ import re
 
 from lab import bases, boot, kernel, ktap, packages, qemu, report, rootfs
 from lab.kernel import Kernel
-from lab.util import ROOT, Parser, main, step
+from lab.util import ROOT, LabError, Parser, main, step
 
 SUITE = "sid"
 PACKAGES = ("criu", "crun", "iproute2", "iptables", "libcriu2", "nftables", "podman",
@@ -32,23 +32,38 @@ CPUS = ("cortex-a57", "neoverse-n1")
 LIMIT = 1800            # seconds of the host for a boot
 
 
-def run(built, cpu, driver, *options):
-    """Run DRIVER with OPTIONS in a guest with the kernel BUILT on CPU.
+def run(built, cpu, driver, *options, quiet=False):
+    """Build the kernel BUILT and run DRIVER with OPTIONS in a guest with it on CPU.
 
-    Returns the test of it, and the rows of its table.
+    Returns the test of it, and the rows of its table. QUIET as for qemu.boot().
     """
     kernel.build(built)
+    return start(built, cpu, driver, *options, quiet=quiet)
+
+
+def start(built, cpu, driver, *options, quiet=False):
+    """The same with a kernel BUILT before."""
     image = rootfs.build("criu", PACKAGES, SETUP, SUITE)
     machine = qemu.VirtArm64(cpu, mem="3G", icount=True)
     name = " ".join([str(built), cpu, driver.stem, *options])
     files = [(path, f"/root/{path.name}") for path in sorted(FOLDER.iterdir()) if path.is_file()]
     with step(name):
-        result = qemu.run(machine, built, [driver, *options], files, timeout=LIMIT,
-                          root=qemu.disk(image, machine.bus, 1))
+        result = qemu.run(machine, built, [driver, *options], files, timeout=LIMIT, quiet=quiet,
+                          options=qemu.disk(image, machine.bus, 1))
     top = ktap.from_tap(name, result.output, result.status)
     boot.blame(top, result.console.read_text(encoding="utf-8", errors="replace"))
     rows = [tuple(line.split("\t")) for line in re.findall(r"^# table\t(.*)$", result.output, re.M)]
     return top, rows
+
+
+def short():
+    """The test that make test has of it: one cycle with the lead's kernel."""
+    name = "CRIU"
+    try:
+        top, _ = run(Kernel(bases.LEAD, extra="criu"), CPUS[0], CYCLE, "--short", quiet=True)
+        return ktap.Test(name, tests=[top])
+    except LabError as err:
+        return ktap.Test(name, passed=False, log=[str(err)])
 
 
 def cli():
@@ -62,6 +77,7 @@ def cli():
     tests = []
     for built, cpu, *how in [
             *((series, cpu, CYCLE, *options) for cpu in CPUS for options in ((), ("--thp",))),
+            (series, CPUS[-1], CYCLE, "--swap"),
             (plain, CPUS[0], CYCLE, "--off"),
             (series, CPUS[0], CONTAINERS)]:
         top, rows = run(built, cpu, *how)

@@ -114,7 +114,7 @@ def installed(built, image):
         result = qemu.run(machine, host,
                           [INSTALLER, f"./{boot.DRIVER.name}", str(boot.TEST_LIMIT), *TESTS],
                           files, timeout=INSTALL_LIMIT,
-                          root=qemu.disk(disk, machine.bus, 1, write=True))
+                          options=qemu.disk(disk, machine.bus, 1, write=True))
     if result.status:
         raise LabError(f"{image.name} does not install; whole console: "
                        f"{relative(result.console)}; again: {result.command}")

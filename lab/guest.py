@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a guest boots with: a busybox initramfs, and a disk to write on."""
 
+import os
 import shlex
 import shutil
 import stat
@@ -14,6 +15,9 @@ GUEST = BUILD / "guest"
 INIT = ROOT / "lab/guest/init"
 FINISH = ROOT / "lab/guest/finish"
 SCRATCH_SIZE = "1G"     # sparse, so it costs what is written
+UUID = "12345678-1234-4321-8765-123456789abc"       # not chance's, so that boots are the same
+SMALL_SIZE = "64M"
+SMALL_DISK = "/lab/scratch.ext4"        # where init looks for one
 # Debian's name of each architecture, and the e_machine of its ELF files.
 ARCHES = {"arm64": ("arm64", b"\xb7\0"), "x86_64": ("amd64", b"\x3e\0")}
 
@@ -21,10 +25,10 @@ ARCHES = {"arm64": ("arm64", b"\xb7\0"), "x86_64": ("amd64", b"\x3e\0")}
 def _archive(folder, cpio):
     """Write the directory FOLDER as the newc archive CPIO, all owned by root."""
     Path(folder).chmod(0o755)       # it becomes the guest's root directory
-    files = output(["find", ".", "-print0"], cwd=folder)
+    names = sorted(output(["find", ".", "-print0"], cwd=folder).split("\0")[:-1])
     aside = cpio.with_suffix(".new")
     output(["cpio", "-o", "-0", "-H", "newc", "-R", "+0:+0", "--quiet",
-            "-F", aside.resolve()], cwd=folder, input=files)
+            "-F", aside.resolve()], cwd=folder, input="".join(f"{name}\0" for name in names))
     aside.rename(cpio)
 
 
@@ -49,13 +53,25 @@ def base(arch):
 
 def scratch_disk():
     """An empty ext4 file system for the guest to mount; boots use it as a snapshot."""
+    return _file_system("scratch", SCRATCH_SIZE)
+
+
+def small_disk():
+    """The same for a guest that is to have it in its memory."""
+    return _file_system("small", SMALL_SIZE)
+
+
+def _file_system(name, size):
+    """The file NAME with an empty ext4 file system of SIZE."""
     GUEST.mkdir(parents=True, exist_ok=True)
-    disk = GUEST / "scratch.ext4"
+    disk = GUEST / f"{name}.ext4"
     with locked("guest"):
         if not disk.exists():
-            aside = GUEST / ".scratch.new"
-            output(["truncate", "-s", SCRATCH_SIZE, aside])
-            output(["mke2fs", "-q", "-t", "ext4", "-F", aside])
+            aside = GUEST / f".{name}.new"
+            output(["truncate", "-s", size, aside])
+            output(["mke2fs", "-q", "-t", "ext4", "-b", "4096", "-U", UUID, "-E",
+                    f"hash_seed={UUID}", "-F", aside],
+                   env={**os.environ, "E2FSPROGS_FAKE_TIME": "1"})
             aside.rename(disk)
     return disk
 
@@ -77,7 +93,7 @@ def initramfs(to, arch, command=None, files=()):
             _copy(Path(host), top / guest.lstrip("/"))
         if command:
             run = top / "lab/run"
-            run.parent.mkdir()
+            run.parent.mkdir(exist_ok=True)
             (top / "root" / program.name).chmod(0o755)
             run.write_text("#!/bin/sh\nexec "
                            + shlex.join([f"/root/{program.name}", *command[1:]]) + "\n",

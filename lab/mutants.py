@@ -59,7 +59,7 @@ class Kernel(kernel.Kernel):
     name: str = CONTROL
 
     def __str__(self):
-        return f"{self.base}-mutant"
+        return f"{self.base}-mutant" + f"-{self.extra}" * bool(self.extra)
 
     def tree(self):
         """The source tree, with what was last done to it."""
@@ -131,8 +131,8 @@ def check_patches(mutants, commit):
         trees.apply_diff(TREE, mutant.path, "--check")
 
 
-def build(mutant, commit):
-    """Build COMMIT with MUTANT, or as it is if that is None.
+def build(mutant, commit, extra=""):
+    """Build COMMIT with MUTANT, or as it is if that is None, with the fragment EXTRA.
 
     Returns the kernel, and how the build refused it, if it did. LabError if it does
     not build for another reason: then it shows nothing.
@@ -140,7 +140,7 @@ def build(mutant, commit):
     trees.check_out(LEAD, "mutant", commit)
     if mutant:
         trees.apply_diff(TREE, mutant.path)
-    built = Kernel(LEAD, name=mutant.name if mutant else CONTROL)
+    built = Kernel(LEAD, extra=extra, name=mutant.name if mutant else CONTROL)
     log = LOGS / f"kernel-{built}.log"
     log.unlink(missing_ok=True)
     try:

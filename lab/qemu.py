@@ -34,6 +34,11 @@ SPLAT = re.compile(
 _BEGINS = re.compile(rb"^lab: begin (.*)\n", re.M)
 
 
+# What keeps the host out of a machine that counts instructions as time: a guest that waits
+# does so for its own timers alone, and date and randomness are the same each time.
+ISOLATED = ("-seed", "1", "-rtc", "base=2026-01-01,clock=vm")
+
+
 class Machine:
     """A machine: which QEMU, and its part of the command line."""
 
@@ -47,9 +52,19 @@ class Machine:
         self.cpu = cpu
         self.smp = smp or (1 if icount else 2)
         self.icount = icount
+        self.isolated = False
         self.sizes = ["-smp", str(self.smp), "-m", mem]
         if nodes != 1:
             self.sizes = self._nodes(mem, nodes)
+
+    def isolate(self):
+        """Make all runs of a guest the same to the instruction, and return the machine.
+
+        It has to have one CPU and icount. A disk of the host's would answer when the host
+        likes, so run() gives such a guest a small one in its own memory.
+        """
+        self.isolated = True
+        return self
 
     def _nodes(self, mem, nodes):
         """The options for NODES NUMA nodes, each a socket, with even parts of CPUs and MEM."""
@@ -77,7 +92,8 @@ class Machine:
     def command(self, image, initrd, append):
         """The whole command but for the channels."""
         return [self.binary, *self.options(), *self.sizes,
-                *(["-icount", "shift=0"] if self.icount else []),
+                *(["-icount", "shift=0" + ",sleep=off" * self.isolated] if self.icount else []),
+                *(ISOLATED if self.isolated else ()),
                 "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
                 "-kernel", str(image), "-initrd", str(initrd), "-append",
                 f"console={self.console} panic=-1 oops=panic {append}".strip()]
@@ -130,23 +146,26 @@ def splats(text):
             if SPLAT.search(line)]
 
 
-def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False, root=()):
+def run(machine, kernel, command, files=(), append="", timeout=300, quiet=False, options=()):
     """Boot KERNEL's image on MACHINE, run COMMAND in it, and return the Result.
 
-    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host. ROOT are
-    the options for a disk number 1 with a root file system to run in; by default there is
-    busybox. QUIET as for boot().
+    FILES are (host, guest) pairs to copy in; TIMEOUT is in seconds of the host. OPTIONS are
+    more of QEMU's: those for a disk number 1 give a root file system to run in; by default
+    there is busybox. QUIET as for boot().
     """
-    # A board with virtio-mmio finds the last one that it was given first.
-    disks = [*root, *disk(guest.scratch_disk(), machine.bus)]
+    options = list(options)
+    if machine.isolated:
+        files = [*files, (guest.small_disk(), guest.SMALL_DISK)]
+    else:       # a board with virtio-mmio finds the last one that it was given first
+        options += disk(guest.scratch_disk(), machine.bus)
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         initrd = Path(scratch, "initrd")
         guest.initramfs(initrd, kernel.arch, command, files)
-        return boot(machine, str(kernel), kernel.image, initrd, disks, append, timeout, quiet)
+        return boot(machine, str(kernel), kernel.image, initrd, options, append, timeout, quiet)
 
 
-def boot(machine, title, image, initrd, disks, append="", timeout=300, quiet=False):
-    """Boot IMAGE with INITRD and the options DISKS on MACHINE, and return the Result.
+def boot(machine, title, image, initrd, options, append="", timeout=300, quiet=False):
+    """Boot IMAGE with INITRD and more OPTIONS on MACHINE, and return the Result.
 
     TITLE is for names and messages; TIMEOUT is in seconds of the host.
     The program's output goes to standard output, or with QUIET only to the
@@ -158,7 +177,7 @@ def boot(machine, title, image, initrd, disks, append="", timeout=300, quiet=Fal
     console = _unused(logs / f"{title}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}.log")
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
         status = Path(scratch, "status")
-        argv = [*machine.command(image, initrd, append), *disks,
+        argv = [*machine.command(image, initrd, append), *options,
                 "-serial", f"file:{console}",
                 "-device", f"virtio-serial-{machine.bus}",
                 "-chardev", "file,id=output,path=/dev/fd/1",

@@ -11,15 +11,17 @@ It takes hours, so it goes on where it was stopped: what a guest said is kept as
 make test-all, if it came to its end and the series did not do worse.
 """
 
+import fnmatch
 import re
 from functools import partial
 
 from lab import bases, boot, kernel, ktap, newqemu, packages, qemu, report, rootfs, selftests
 from lab import stored, trees
 from lab.kernel import Kernel
-from lab.util import ROOT, Parser, main, say, sha256, step
+from lab.util import ROOT, Parser, main, relative, say, sha256, step
 
 DRIVER = ROOT / "tests/suites.sh"
+RACES = ROOT / "tests/known-races"
 CPU = "max"             # for the tests of MTE, pointer authentication, SVE and SME
 PART_LIMIT = 1200       # seconds of the guest for a category of mm, or a program of arm64
 BOOT_LIMIT = 6 * 3600   # seconds of the host for all of a boot
@@ -116,7 +118,7 @@ def run(built, good):
         result = qemu.run(machine, built, [DRIVER, str(PART_LIMIT), *names],
                           [(loadable, "/root/modules"), (suites, "/root/kselftest")],
                           timeout=BOOT_LIMIT, quiet=True,
-                          root=qemu.disk(root, machine.bus, 1))
+                          options=qemu.disk(root, machine.bus, 1))
     top = judge(str(built), names, result)
     if result.status in (0, qemu.EXIT_SPLAT) and good(top):
         stored.save(key, result)
@@ -124,8 +126,19 @@ def run(built, good):
 
 
 def compare(plain, patched):
-    """The test of what the series changes, from the tests PLAIN and PATCHED."""
-    before, after = ktap.by_path(plain), ktap.by_path(patched)
+    """The test of what the series changes, from the tests PLAIN and PATCHED.
+
+    What RACES has is left out of both.
+    """
+    races = [pattern for where, pattern, _ in ktap.read_list(RACES)
+             if fnmatch.fnmatchcase(patched.name, where)]
+
+    def steady(found):
+        return {path: leaf for path, leaf in found.items()
+                if not any(fnmatch.fnmatchcase(path, pattern) for pattern in races)}
+
+    before, after = steady(ktap.by_path(plain)), steady(ktap.by_path(patched))
+    left_out = len(ktap.by_path(plain)) - len(before)
     top = ktap.Test(f"{patched.name} beside {plain.name}")
     good = ktap.passing(before)
     for path in sorted(set(good).difference(ktap.passing(after))):
@@ -138,7 +151,8 @@ def compare(plain, patched):
             top.fail(path, "it fails, and without the series it does not run", *leaf.log)
     if not good:
         top.fail("something passes without the series")
-    top.tests.append(ktap.Test(f"what passes without the series: {len(good)} tests compared"))
+    top.tests.append(ktap.Test(f"what passes without the series: {len(good)} tests compared; "
+                               f"{left_out} left out, see {relative(RACES)}"))
     return top
 
 

@@ -38,16 +38,14 @@ def build(base, names, arch):
         with step(f"building the mm selftests of {base} for {arch}"):
             programs.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
-            headers = out / "headers"
-            run_logged([*make(arch), "-C", tree, f"O={headers.resolve()}", "headers"],
-                       f"headers-{out.name}")
+            headers = make_headers(tree, arch, out)
             env = {**os.environ, "USERCFLAGS": "-static", "USERLDFLAGS": "-static"}
             targets = [f"{programs.resolve()}/{name}" for name in names]
             # The Makefile lists the series' own test for arm64 alone.
             listed = [] if arch == "arm64" else [f"TEST_GEN_FILES={' '.join(targets)}"]
             said = run_logged([*make(arch), "-C", source, f"-j{os.cpu_count()}",
                                f"OUTPUT={programs.resolve()}",
-                               f"KHDR_INCLUDES=-isystem {headers.resolve()}/usr/include",
+                               f"KHDR_INCLUDES=-isystem {headers}",
                                *listed, *targets],
                               f"selftests-{out.name}", env=env)
             added = trees.git(tree, "diff", "--name-only", "--diff-filter=A", "base", "HEAD")
@@ -56,6 +54,13 @@ def build(base, names, arch):
                     raise LabError(f"the compiler warns of what the series adds: {line}")
             stamp.write_text(state, encoding="utf-8")
     return programs
+
+
+def make_headers(tree, arch, out):
+    """Make what the kernel of TREE gives user space on ARCH; the headers' directory, below OUT."""
+    headers = (out / "headers").resolve()
+    run_logged([*make(arch), "-C", tree, f"O={headers}", "headers"], f"headers-{out.name}")
+    return headers / "usr/include"
 
 
 def install(built):

@@ -6,8 +6,8 @@ import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import (bases, check, demo, ktap, matrix, mutants, newqemu, packages, report,
-                 selftests, trees)
+from lab import (bases, check, control, criu, demo, ktap, matrix, mutants, newqemu, packages,
+                 report, selftests, trees, zdtm)
 from lab.boot import COMPLAINT, run_boot
 from lab.kernel import build
 from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, OWN_TEST, SELFTESTS
@@ -108,7 +108,7 @@ def prepare(everything):
 
 
 def boot_all(boots, found, tests, everything):
-    """Build the kernels of BOOTS and boot them; the lab's own tests run meanwhile.
+    """Build the kernels of BOOTS and boot them; CRIU's and the lab's own tests run meanwhile.
 
     FOUND has the programs for each base and architecture. Adds to TESTS, and returns
     the test of each boot.
@@ -131,7 +131,9 @@ def boot_all(boots, found, tests, everything):
                 chosen = {name: tools[name] for name in boot.tests if name in tools}
                 running[boot] = pool.submit(run_boot, boot, chosen,
                                             newer if boot in wide else None, everything)
+        short = [pool.submit(criu.short)] * ((bases.LEAD, "arm64") in found)
         tests.append(lab_tests())
+        tests += [future.result() for future in short]
         return {boot: future.result() for boot, future in running.items()}
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -159,7 +161,9 @@ def run(everything):
     if wide:
         tests.append(ktap.Test("wide matrix", tests=list(wide.values())))
     if everything and bases.LEAD in names:
-        tests.append(mutants.run())
+        tests += [mutants.run(), control.run()]
+    if everything:
+        tests += [zdtm.examine(base) for base in names]
     return tests, trees.make(bases.LEAD if bases.LEAD in names else names[0]), wide
 
 

@@ -54,17 +54,17 @@ def build():
         with step(f"building the tests of {tarball.name}"):
             shutil.rmtree(FOLDER, ignore_errors=True)
             FOLDER.mkdir(parents=True)
-            root = FOLDER / "sysroot"
+            sysroot = FOLDER / "sysroot"
             for deb in debs:
-                packages.extract(deb, ["."], root)
+                packages.extract(deb, ["."], sysroot)
             output(["tar", "-x", "-C", FOLDER, "--strip-components=1", "-f", tarball])
-            libraries = root / "usr/lib/aarch64-linux-gnu"
+            libraries = sysroot / "usr/lib/aarch64-linux-gnu"
             make = ["make", f"-j{os.cpu_count()}", "SUBARCH=aarch64",
                     "CROSS_COMPILE=aarch64-linux-gnu-", "CC=aarch64-linux-gnu-gcc",
-                    f"USERCFLAGS=-isystem {root / 'usr/include'}",
-                    f"LDFLAGS=-L{libraries} -L{root / 'lib/aarch64-linux-gnu'}", "-C"]
+                    f"USERCFLAGS=-isystem {sysroot / 'usr/include'}",
+                    f"LDFLAGS=-L{libraries} -L{sysroot / 'lib/aarch64-linux-gnu'}", "-C"]
             env = {**os.environ, "PKG_CONFIG_LIBDIR": str(libraries / "pkgconfig"),
-                   "PKG_CONFIG_SYSROOT_DIR": str(root)}
+                   "PKG_CONFIG_SYSROOT_DIR": str(sysroot)}
             run_logged([*make, folder / "zdtm", "all"], "zdtm", env=env)
             run_logged([*make, folder, "zdtm_ct", "umount2"], "zdtm-helpers", env=env)
             for name in LEFT_OUT:
@@ -77,21 +77,33 @@ def build():
 
 def run(built, name, *options):
     """Run zdtm.py with OPTIONS in a guest with the kernel BUILT: the test NAME of its report."""
-    image, suite = rootfs.build("zdtm", PACKAGES, criu.SETUP, criu.SUITE), build()
     machine = qemu.VirtArm64(CPU, smp=2, mem="4G")
+    image = root()
+    build()
     key = stored.key(built, machine, {}, DRIVER, sha256(
         " ".join(options), FOLDER / "stamp", image.with_suffix(".stamp")))
     result = stored.load(key)
     if result:
         say(f"*** NOT BOOTED: {name} (stored result of {result.date}) ***")
         return judge(name, result)
-    with step(name):
-        result = qemu.run(machine, built, [DRIVER, *options], [(suite, "/root/zdtm/test")],
-                          timeout=LIMIT, quiet=True, root=qemu.disk(image, machine.bus, 1))
+    result = start(built, machine, name, *options)
     top = judge(name, result)
     if result.status == 0 and top.ok():
         stored.save(key, result)
     return top
+
+
+def root():
+    """The root file system for the suite."""
+    return rootfs.build("zdtm", PACKAGES, criu.SETUP, criu.SUITE)
+
+
+def start(built, machine, name, *options):
+    """Run the driver with OPTIONS on MACHINE with the kernel BUILT; its result."""
+    with step(name):
+        return qemu.run(machine, built, [DRIVER, *options], [(build(), "/root/zdtm/test")],
+                        timeout=LIMIT, quiet=True,
+                        options=qemu.disk(root(), machine.bus, 1))
 
 
 def judge(name, result):
@@ -105,13 +117,8 @@ def judge(name, result):
     return top
 
 
-def cli():
-    """Command line: the suite on a base, and a table of its runs; 1 if a test failed."""
-    parser = Parser(prog="lab.zdtm", description=__doc__.splitlines()[0])
-    parser.add_argument("--base", required=True, metavar="BASE")
-    base = parser.parse_args().base
-    bases.load(base)
-    packages.need(packages.QEMU_TOOLS)
+def examine(base):
+    """The test of the whole suite on BASE, a test each run of it."""
     built = Kernel(base, extra="criu")
     kernel.build(built)
     running = {}
@@ -121,9 +128,39 @@ def cli():
                 run, built, f"{built} {name} {shard + 1} of {shards}", *options,
                 *(["--test-shard-index", str(shard), "--test-shard-count", str(shards)]
                   if shards > 1 else [])) for shard in range(shards)]
-    tests = [ktap.Test(name, tests=[future.result() for future in shards])
-             for name, shards in running.items()]
-    return report.end(tests)
+    top = ktap.Test(f"CRIU's tests on {base}")
+    for name, shards in running.items():
+        tests = [leaf for future in shards for leaf in future.result().tests]
+        top.tests.append(ktap.Test(name, tests=sorted(tests, key=lambda leaf: leaf.name)))
+    return top
+
+
+def table(top):
+    """The tests of TOP as lines: what each run of the suite made of them, and why not."""
+    found, notes = {}, {}
+    for part in top.tests:
+        for _, leaf in part.leaves():
+            name = leaf.name.removeprefix("zdtm/")
+            text = "FAIL" if not leaf.passed else "skip" if leaf.skip else "pass"
+            found.setdefault(name, {})[part.name] = text
+            if leaf.skip:
+                notes.setdefault(name, leaf.skip)
+    names = [part.name for part in top.tests]
+    return report.aligned([("test", *names, "why it was skipped")]
+                          + [(name, *[cells.get(part, "-") for part in names],
+                              notes.get(name, "")) for name, cells in found.items()])
+
+
+def cli():
+    """Command line: the suite on a base, and a table of its tests; 1 if one failed."""
+    parser = Parser(prog="lab.zdtm", description=__doc__.splitlines()[0])
+    parser.add_argument("--base", required=True, metavar="BASE")
+    base = parser.parse_args().base
+    bases.load(base)
+    packages.need(packages.QEMU_TOOLS)
+    top = examine(base)
+    print(f"{table(top)}\n")
+    return report.end(top.tests)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Root(unittest.TestCase):
             script.write_text(SCRIPT, encoding="utf-8")
             for _ in range(2):
                 result = qemu.run(machine, built, [script, "one", "two"], quiet=True,
-                                  root=qemu.disk(image, machine.bus, 1))
+                                  options=qemu.disk(image, machine.bus, 1))
                 self.assertEqual((result.status, result.output),
                                  (0, "as /root/script one two\n"))
 

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests of lab.regress: what the selftests said, and what is worse with the series."""
 
+import tempfile
 import unittest
+from pathlib import Path
+from unittest.mock import patch
 
 from lab import ktap, regress
 
@@ -65,6 +68,16 @@ class Regressions(unittest.TestCase):
         for bad in (boot(b=False, c="no c"), boot(a=False), boot(a="no a"), boot(a=True, d=False)):
             self.assertFalse(regress.compare(plain, bad).ok())
         self.assertFalse(regress.compare(boot(b=False), boot(b=False)).ok())
+
+    def test_races(self):
+        """what is known to fail now and then anywhere is left out, of its kernel alone"""
+        plain, bad = boot(a=True, b=True), boot(a=True, b=False)
+        with tempfile.TemporaryDirectory() as scratch:
+            races = Path(scratch, "races")
+            for where, good in ((bad.name, True), ("other", False)):
+                races.write_text(f"{where} | *b | a race\n", encoding="utf-8")
+                with patch.object(regress, "RACES", races):
+                    self.assertEqual(regress.compare(plain, bad).ok(), good)
 
     def test_rows(self):
         """each program has a line with the counts of both kernels"""

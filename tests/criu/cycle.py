@@ -4,11 +4,13 @@
 
 Three pre-dumps, a dump, a restore: then every key has to have the value that was last
 written, over the connection that was there before. The same follows without pre-dumps, to
-compare. With --off, what CRIU says where the kernel does not track writes. Prints TAP, and
-a table of what each round wrote and for how long it stopped the server.
+compare. With --swap, the server's memory is swapped out before each round; with --short, there
+is no cycle without pre-dumps. With --off, what CRIU says where the kernel does not track
+writes. Prints TAP, and a table of what each round wrote and for how long it stopped the server.
 """
 
 import argparse
+import ctypes
 import os
 import random
 import re
@@ -34,6 +36,8 @@ PORT = 6379
 COLUMNS = ("round", "pages", "written", "clean in parent", "bytes", "stopped, in us")
 IMAGES = Path("/var/tmp/criu")
 THP = Path("/sys/kernel/mm/transparent_hugepage")
+MADV_PAGEOUT = 21
+PROCESS_MADVISE = 440   # the number of the system call
 OFF, REFUSAL = "Dirty tracking is OFF", "Tracking memory is not available"
 # What a kernel can lack on arm64, by the words of criu check --all.
 WARNINGS = Path(__file__).with_name("warnings")
@@ -112,6 +116,28 @@ def huge(pid):
             "64K": int((THP / "hugepages-64kB/stats/anon_fault_alloc").read_text("ascii"))}
 
 
+class Range(ctypes.Structure):
+    """A struct iovec."""
+
+    _fields_ = [("start", ctypes.c_size_t), ("size", ctypes.c_size_t)]
+
+
+def swap_out(pid):
+    """Have the anonymous memory of process PID swapped out; how many MiB of it then are."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    ranges = [(int(start, 16), int(end, 16)) for start, end in re.findall(
+        r"^(\w+)-(\w+) rw-p \w+ 00:00 0 *(?:\[heap\])?$", maps, re.M)]
+    libc, file = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    for start, end in ranges:
+        one = Range(start, end - start)
+        if libc.syscall(PROCESS_MADVISE, file, ctypes.byref(one), ctypes.c_size_t(1),
+                        MADV_PAGEOUT, ctypes.c_ulong(0)) < 0:
+            raise OSError(ctypes.get_errno(), "process_madvise")
+    os.close(file)
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(re.search(r"^VmSwap:\s+(\d+) kB$", status, re.M)[1]) // 1024
+
+
 def wrong_keys(versions):
     """The keys of which the server does not have the value in the version that VERSIONS says."""
     connection, wrong = client(), []
@@ -153,18 +179,15 @@ def log_of(path):
     return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
-def cycle(tap, name, versions, server, pre_dumps, rows):
-    """Checkpoint the process SERVER with PRE_DUMPS, and restore it; whether it went.
+def checkpoint(tap, name, server, pre_dumps, rows, between):
+    """Checkpoint the process SERVER with PRE_DUMPS; whether it went.
 
-    VERSIONS has that of each key. Adds what each round wrote to ROWS.
+    BETWEEN is called with the number of each round before it. Adds what each round wrote to ROWS.
     """
     shutil.rmtree(IMAGES, ignore_errors=True)
-    keys = len(versions)
-    writer = Writer(keys, versions)
-    writer.start()
-    tap.result(writer.wait(BETWEEN), f"{name}: the server serves", writer.error)
     for number in range(pre_dumps + 1):
         last = number == pre_dumps
+        between(number)
         options = ["--tcp-established"] * last + ["--track-mem"] * bool(pre_dumps)
         good, log = dump("dump" if last else "pre-dump", server, number, *options)
         what = "dump" if last else f"pre-dump {number + 1}"
@@ -174,8 +197,30 @@ def cycle(tap, name, versions, server, pre_dumps, rows):
         rows.append((f"{name}: {what}", found["pages_scanned"], found["pages_written"],
                      found["pages_skipped_parent"], size,
                      found["freezing_time"] + found["frozen_time"]))
-        if not last:
+    return True
+
+
+def cycle(tap, name, versions, server, pre_dumps, rows, swap=False):
+    """Checkpoint the process SERVER with PRE_DUMPS, and restore it; whether it went.
+
+    VERSIONS has that of each key. Adds what each round wrote to ROWS. With SWAP, the server's
+    memory is swapped out before each round.
+    """
+    keys = len(versions)
+    writer = Writer(keys, versions)
+    writer.start()
+    tap.result(writer.wait(BETWEEN), f"{name}: the server serves", writer.error)
+
+    def between(number):
+        if number:
             writer.wait(BETWEEN)
+        if swap:
+            swapped = swap_out(server)
+            tap.result(swapped >= KEYS * VALUE >> 21, f"{name}: half of the values are swapped out",
+                       f"{swapped} MiB are")
+
+    if not checkpoint(tap, name, server, pre_dumps, rows, between):
+        return False
     reap(server)
     status, said = criu("restore", "-D", str(IMAGES / str(pre_dumps)), "-v4", "-o", "restore.log",
                         "--tcp-established", "-d")
@@ -186,10 +231,12 @@ def cycle(tap, name, versions, server, pre_dumps, rows):
                writer.error)
     writer.stop = True
     writer.join(300)
-    wrong = wrong_keys(versions)
-    tap.result(not wrong, f"{name}: all of {keys} keys have their right value",
-               f"wrong: {len(wrong)}, the first of them {wrong[:5]}")
-    return True
+    try:
+        wrong = wrong_keys(versions)
+    except redis.RedisError as err:
+        wrong = [err]
+    return tap.result(not wrong, f"{name}: all of {keys} keys have their right value",
+                      f"wrong: {len(wrong)}, the first of them {wrong[:5]}")
 
 
 def reap(pid):
@@ -218,6 +265,8 @@ def main():
     """Command line: see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--thp", action="store_true", help="64K and PMD-mapped THP for the heap")
+    parser.add_argument("--swap", action="store_true", help="swap the server out meanwhile")
+    parser.add_argument("--short", action="store_true", help="with pre-dumps alone")
     parser.add_argument("--off", action="store_true", help="the kernel does not track writes")
     args = parser.parse_args()
     begin()
@@ -237,7 +286,8 @@ def main():
         good, log = dump("pre-dump", server.pid, 0, "--track-mem")
         tap.result(not good and any(REFUSAL in line for line in log),
                    f"pre-dump is refused: {REFUSAL}", *log[-20:])
-    elif cycle(tap, "three pre-dumps", versions, server.pid, PRE_DUMPS, rows):
+    elif cycle(tap, "three pre-dumps", versions, server.pid, PRE_DUMPS, rows, args.swap) \
+            and not args.short:
         cycle(tap, "no pre-dump", versions, server.pid, 0, rows)
     for row in [COLUMNS, *rows] if rows else ():
         tap.say("table\t" + "\t".join(map(str, row)))

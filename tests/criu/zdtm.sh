@@ -1,9 +1,20 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
-# In a guest: run CRIU's own test suite with the options of the command line, and print its report.
+# In a guest: run CRIU's own test suite with the options of the command line, and print its
+# report. With --swap first, while all that it has in memory is swapped out again and again.
 [ -n "$LEADER" ] || exec env LEADER=1 setsid --wait "$0" "$@"
 ip link set lo up
 cd /root/zdtm/test || exit 1
+if [ "$1" = --swap ]; then
+	shift
+	cgroup=/sys/fs/cgroup/zdtm
+	echo +memory > /sys/fs/cgroup/cgroup.subtree_control
+	mkdir $cgroup || exit 1
+	while sleep 0.05; do
+		echo 1G > $cgroup/memory.reclaim
+	done 2> /dev/null &
+	echo $$ > $cgroup/cgroup.procs
+fi
 # The initramfs that brought them has no times, and make would build all of them anew.
 find zdtm -type f -exec touch -d @1 {} +
 find zdtm -name '*.d' -exec touch -d @2 {} +
