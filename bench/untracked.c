@@ -16,7 +16,7 @@
 #include "meter.h"
 
 #define PAGES 4096		/* 16 MiB */
-#define ROUNDS 5
+#define ROUNDS 15		/* the lab takes the least: timer ticks fall into them */
 #define BLOCK 16		/* pages of a contpte block */
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21

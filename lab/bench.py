@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab import bases, kernel, packages, qemu, selftests, trees
+from lab.benchplot import plots
 from lab.benchtable import report
 from lab.kernel import ARCHES, Kernel
 from lab.util import (BUILD, ROOT, LabError, Parser, locked, main, output, relative, say, sha256,
@@ -29,6 +30,7 @@ HEADER = "include/qemu/qemu-plugin.h"   # in QEMU's source
 APPEND = "norandmaps"
 CPUS = ("neoverse-n1", "cortex-a57")    # with and without hardware dirty management
 X86_CPU = "max"
+TOOLS = {"gnuplot": "gnuplot-nox"}
 LIMIT = 1200            # seconds of the host for a guest
 
 
@@ -203,12 +205,13 @@ def cli():
     parser.add_argument("--base", required=True, metavar="BASE")
     base = parser.parse_args().base
     bases.load(base)
-    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.X86_TOOLS},
+    packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS, **packages.X86_TOOLS, **TOOLS},
                   packages.BUILD_FILES)
     figures = measure(base)
     path = store(base, figures)
     print(report(figures))
-    say(f"stored: {relative(path)}")
+    for done in (path, *plots(figures, path.parent, path.stem)):
+        say(f"stored: {relative(done)}")
     return 0
 
 
