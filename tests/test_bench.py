@@ -3,6 +3,7 @@
 
 import io
 import tempfile
+import textwrap
 import unittest
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,7 +12,7 @@ from unittest.mock import patch
 from lab import bases, bench, benchtable, compare, kernel, packages
 from lab.bench import Figure, Guest
 from lab.kernel import Kernel
-from lab.util import LabError
+from lab.util import ROOT, LabError
 
 ROW = "track\tsoft-dirty\tanonymous\t1\t{}\twrite first\t4096\t{}\t4096\n"
 FIGURE = Figure("7.3 x", "track", "soft-dirty", "anonymous", 1, "write first", 4096, 10000,
@@ -86,6 +87,22 @@ class Tables(unittest.TestCase):
                    one("7.3-4k-soft-dirty max", 1010)]
         changed = [percents for _, *percents in benchtable.changes(figures).values()]
         self.assertEqual([[round(one, 6) for one in percents] for percents in changed], [[0, 1]])
+
+
+class Documents(unittest.TestCase):
+    """What is shown of the stored figures."""
+
+    def test_shown(self):
+        """the tables in the documents are those of the figures"""
+        figures = bench.load(ROOT / f"bench/figures-{bases.LEAD}.tsv")
+        shown = {"docs/bench.md": benchtable.tables(figures).values(),
+                 "README.md": [benchtable.tracking(figures, "anonymous")],
+                 f"patches/{bases.LEAD}/cover-letter.txt": [textwrap.indent(
+                     benchtable.mail(figures, "anonymous"), "  ")]}
+        for name, tables in shown.items():
+            text = (ROOT / name).read_text(encoding="utf-8")
+            for table in tables:
+                self.assertIn(table, text, name)
 
 
 class Guests(unittest.TestCase):
