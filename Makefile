@@ -12,6 +12,9 @@ help: ## show this text
 run: ## boot a kernel with the series and watch it track writes; PLAIN=1: without the series
 	@$(LAB)demo --base $(BASE) $(if $(PLAIN),--plain)
 
+run-live: ## copy the memory of a process that goes on writing, stopped for a moment only
+	@$(LAB)live --base $(BASE) $(if $(PLAIN),--plain)
+
 test: ## everything that CI runs: checks, both bases, the lab itself
 	@$(LAB)test
 
@@ -80,5 +83,5 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
+.PHONY: help run run-live test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
 	criu criu-zdtm criu-control bench bench-compare kernel shell clean

@@ -187,12 +187,34 @@ size_t read_pagemap(const struct area *area)
 
 size_t read_scan(const struct area *area, unsigned long long category)
 {
+	return scan(area, category, 0);
+}
+
+void scan_without_report(const struct area *area, unsigned long long category,
+			 unsigned long long flags)
+{
+	struct pm_scan_arg arg = {
+		.size = sizeof(arg),
+		.flags = flags,
+		.start = (uintptr_t)area->at,
+		.end = (uintptr_t)area->at + area->pages * PAGE_SIZE,
+		.category_mask = category,
+		.return_mask = category,
+	};
+
+	if (ioctl(pagemap_fd, PAGEMAP_SCAN, &arg) < 0)
+		die("PAGEMAP_SCAN");
+}
+
+size_t scan(const struct area *area, unsigned long long category, unsigned long long flags)
+{
 	uintptr_t start = (uintptr_t)area->at, end = start + area->pages * PAGE_SIZE;
 	size_t found = 0;
 
 	while (start < end) {
 		struct pm_scan_arg arg = {
 			.size = sizeof(arg),
+			.flags = flags,
 			.start = start,
 			.end = end,
 			.vec = (uintptr_t)regions,

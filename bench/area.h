@@ -52,6 +52,13 @@ size_t read_pagemap(const struct area *area);
 /* How many pages PAGEMAP_SCAN calls CATEGORY. */
 size_t read_scan(const struct area *area, unsigned long long category);
 
+/* The same with FLAGS. */
+size_t scan(const struct area *area, unsigned long long category, unsigned long long flags);
+
+/* The same, and nobody wants to know. */
+void scan_without_report(const struct area *area, unsigned long long category,
+			 unsigned long long flags);
+
 /* Open what the functions above need; turn off what the kernel would do by itself. */
 void area_setup(void);
 

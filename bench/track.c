@@ -27,7 +27,7 @@
 #define PAGES 4096		/* 16 MiB */
 #define ROUNDS 3		/* the lab takes the least: a timer tick falls into some */
 
-static int uffd, pagemap_fd;
+static int uffd;
 static pthread_t handler;
 /* The pages whose first write sync_handler() and segv_handler() have been told of. */
 static unsigned char written[PAGES];
@@ -72,33 +72,42 @@ static void register_uffd(const struct area *area, unsigned long long features)
 		die("userfaultfd");
 }
 
+static void arm_range(const struct area *area)
+{
+	scan_without_report(area, PAGE_IS_SOFT_DIRTY, PM_SCAN_SOFT_CLEAN_MATCHING);
+}
+
+static size_t renew_all(const struct area *area)
+{
+	size_t found = read_pagemap(area);
+
+	clear_refs();
+	return found;
+}
+
+static size_t renew_range(const struct area *area)
+{
+	return scan(area, PAGE_IS_SOFT_DIRTY, PM_SCAN_SOFT_CLEAN_MATCHING);
+}
+
 static void start_async(const struct area *area)
 {
 	register_uffd(area, UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED);
-	pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
-	if (pagemap_fd < 0)
-		die("pagemap");
 }
 
 static void arm_async(const struct area *area)
 {
-	struct pm_scan_arg arg = {
-		.size = sizeof(arg),
-		.flags = PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
-		.start = (uintptr_t)area->at,
-		.end = (uintptr_t)area->at + area->pages * PAGE_SIZE,
-		.category_mask = PAGE_IS_WRITTEN,
-		.return_mask = PAGE_IS_WRITTEN,
-	};
+	scan_without_report(area, PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
+}
 
-	if (ioctl(pagemap_fd, PAGEMAP_SCAN, &arg) < 0)
-		die("PAGEMAP_SCAN");
+static size_t renew_async(const struct area *area)
+{
+	return scan(area, PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
 }
 
 static void stop_async(const struct area *area)
 {
 	(void)area;
-	close(pagemap_fd);
 	close(uffd);
 }
 
@@ -194,6 +203,7 @@ struct method {
 	void (*start)(const struct area *area);
 	void (*arm)(const struct area *area);
 	void (*stop)(const struct area *area);
+	size_t (*renew)(const struct area *area);	/* read and arm */
 	struct reader readers[2];
 	unsigned int unit[KINDS];	/* pages that one write marks; 0: it cannot be used */
 };
@@ -201,17 +211,20 @@ struct method {
 #define SOFT_DIRTY_UNITS { 1, 1, THP_SIZE / PAGE_SIZE, 1, 1 }
 
 static const struct method methods[] = {
-	{ "untracked", nothing, NULL, nothing, {}, { 1, 1, 1, 1, 1 } },
-	{ "soft-dirty", nothing, clear, nothing,
+	{ "untracked", nothing, NULL, nothing, NULL, {}, { 1, 1, 1, 1, 1 } },
+	{ "soft-dirty", nothing, clear, nothing, renew_all,
 	  { { "read pagemap", soft_dirty_pagemap, 0 },
 	    { "read scan", read_scan, PAGE_IS_SOFT_DIRTY } },
 	  SOFT_DIRTY_UNITS },
-	{ "uffd-wp-async", start_async, arm_async, stop_async,
+	{ "soft-dirty-range", nothing, arm_range, nothing, renew_range,
+	  { { "read scan", read_scan, PAGE_IS_SOFT_DIRTY } },
+	  SOFT_DIRTY_UNITS },
+	{ "uffd-wp-async", start_async, arm_async, stop_async, renew_async,
 	  { { "read scan", read_scan, PAGE_IS_WRITTEN } },
 	  { 1, 1, 1, 1, 0 } },
-	{ "uffd-wp-sync", start_sync, arm_sync, stop_sync, { { "read own", noted, 0 } },
+	{ "uffd-wp-sync", start_sync, arm_sync, stop_sync, NULL, { { "read own", noted, 0 } },
 	  { 1, 1, 1, 1, 0 } },
-	{ "mprotect", start_segv, arm_segv, nothing, { { "read own", noted, 0 } },
+	{ "mprotect", start_segv, arm_segv, nothing, NULL, { { "read own", noted, 0 } },
 	  { 1, 1, 1, 1, 1 } },
 };
 
@@ -219,6 +232,14 @@ static const struct method methods[] = {
 static size_t marked(const struct area *area, size_t stride, size_t unit)
 {
 	return area->pages / stride * (unit < stride ? unit : stride);
+}
+
+static void expect(const char *cols, const char *what, size_t found, size_t expected)
+{
+	if (found == expected)
+		return;
+	fprintf(stderr, "%s: %s: %zu pages instead of %zu\n", cols, what, found, expected);
+	exit(1);
 }
 
 static void measure(const struct method *method, enum kind kind, size_t stride, int round)
@@ -251,11 +272,7 @@ static void measure(const struct method *method, enum kind kind, size_t stride, 
 		meter = meter_start();
 		found = reader->read(&current, reader->category);
 		meter_stop(&meter, reader->what, PAGES, cols);
-		if (found != expected) {
-			fprintf(stderr, "%s: %s: %zu pages instead of %zu\n", cols,
-				reader->what, found, expected);
-			exit(1);
-		}
+		expect(cols, reader->what, found, expected);
 		if (reader == &method->readers[1])
 			break;
 	}
@@ -266,6 +283,15 @@ static void measure(const struct method *method, enum kind kind, size_t stride, 
 		meter = meter_start();
 		area_write(&current, stride);
 		meter_stop(&meter, "write later", touched, cols);
+	}
+	if (method->renew) {
+		size_t found;
+
+		touch_buffers();
+		meter = meter_start();
+		found = method->renew(&current);
+		meter_stop(&meter, "read and arm", PAGES, cols);
+		expect(cols, "read and arm", found, expected);
 	}
 	method->stop(&current);
 	area_unmap(&current);

@@ -72,7 +72,8 @@ class Guest:
 def guests(base):
     """What make bench boots: the lead's x86-64 kernel is the comparison, whatever BASE is."""
     ours, other = Kernel(base), Kernel(bases.LEAD, arch="x86_64")
-    return [Guest(ours, CPUS[0], ("growth",), "6G"), Guest(other, X86_CPU, ("growth",), "6G"),
+    return [*[Guest(built, cpu, (program,), "6G") for program in ("growth", "range")
+              for built, cpu in ((ours, CPUS[0]), (other, X86_CPU))],
             *[Guest(ours, cpu, ("track",)) for cpu in CPUS], Guest(other, X86_CPU, ("track",)),
             *[Guest(built, cpu, ("untracked",)) for cpu in CPUS
               for built in (Kernel(base, plain=True), Kernel(base, soft_dirty=False), ours)]]

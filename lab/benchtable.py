@@ -12,7 +12,8 @@ GROWTH = {"resident": "MiB", "mappings": "mappings"}
 def tables(figures):
     """The tables of FIGURES in Markdown by name."""
     return {"Tracking": tracking(figures), "Strides": strides(figures),
-            "Untracked": untracked(figures), "Growth": growth(figures)}
+            "Ranges": ranges(figures), "Untracked": untracked(figures),
+            "Growth": growth(figures)}
 
 
 def report(figures):
@@ -69,10 +70,12 @@ def costs(cells, free):
     """The CELLS of a way to track as texts; FREE are those of the same memory untracked."""
     arm, write = cells.get("arm first"), cells["write first"]
     reads = [cells.get(what) for what in ("read pagemap", "read scan", "read own")]
+    renew = cells.get("read and arm")
     return [each(arm), each(cells.get("arm later")), each(write),
             f"{write.instructions / free['write first'].instructions:.0f}",
             f"{write.faults / write.pages:.2f}", f"{arm.invalidations:,}" if arm else "-",
-            f"{write.invalidations / write.pages:.2f}", each(reads[0]), each(reads[1] or reads[2])]
+            f"{write.invalidations / write.pages:.2f}", each(reads[0]), each(reads[1] or reads[2]),
+            each(renew)]
 
 
 def tracking(figures, only=None):
@@ -83,7 +86,7 @@ def tracking(figures, only=None):
             for (memory, method, machine), cells in found.items() if only in (None, memory)]
     return markdown(["memory", "tracked by", "machine", "arm, first", "arm, later",
                      "first write", "× untracked", "faults", "TLB inv. of arm",
-                     "of a write", "read pagemap", "read otherwise"], rows)
+                     "of a write", "read pagemap", "read otherwise", "read and arm"], rows)
 
 
 def mail(figures, only):
@@ -92,10 +95,10 @@ def mail(figures, only):
     rows = []
     for (memory, method, machine), cells in found.items():
         if memory == only:
-            first, _, write, times, faults, _, _, pagemap, scan = costs(
+            first, _, write, times, _, _, _, pagemap, scan, renew = costs(
                 cells, found[memory, "untracked", machine])
-            rows.append((method, place(machine), first, write, times, faults, pagemap, scan))
-    return aligned([("tracked by", "machine", "arm", "write", "ratio", "faults", "read", "scan"),
+            rows.append((method, place(machine), first, write, times, pagemap, scan, renew))
+    return aligned([("tracked by", "machine", "arm", "write", "ratio", "read", "scan", "both"),
                     *rows])
 
 
@@ -110,6 +113,16 @@ def strides(figures):
         rows.append([memory, place(machine), *[each(cell) for cell in cells]])
     return markdown(["memory", "machine", "every page", "every 2nd", "every 16th",
                      "later: every page", "every 2nd", "every 16th"], rows)
+
+
+def ranges(figures):
+    """A few pages of a large process."""
+    found = index(figures, "range")
+    return markdown(["16 pages of a process of", "by", "machine", "instructions a page",
+                     "TLB invalidations"],
+                    [[size, method, place(machine), each(one), f"{one.invalidations:,}"]
+                     for (machine, method, size, *_), one in sorted(
+                         found.items(), key=lambda item: (item[0][2], item[0][1]))])
 
 
 def changes(figures):

@@ -10,12 +10,13 @@ MAP = "softdirty-map"
 LEAD_TEST = "soft-dirty"            # the lead's also runs on the other bases, as
 FROM_LEAD = f"{LEAD_TEST}-{bases.LEAD}"
 OWN_TEST = "soft-dirty-arm64"       # the series' own
+GROUP_TESTS = ("pagemap-soft-clean", "uffd-soft-clean")     # those of its further groups
 # The mm selftests that meet soft-dirty or the code around it; each base has some.
 SELFTESTS = (LEAD_TEST, "madv_populate", "pagemap_ioctl", "mkdirty", "merge",
              "guard-regions", "ksm_functional_tests", "split_huge_page_test",
              "uffd-wp-mremap")
 ALL = (MAP, *SELFTESTS, FROM_LEAD)
-ON_X86 = (LEAD_TEST, OWN_TEST)      # what an x86-64 kernel is asked, to compare
+ON_X86 = (LEAD_TEST, OWN_TEST, *GROUP_TESTS)      # what an x86-64 kernel is asked, to compare
 # By base and page size, what make test leaves to make test-all, and what no guest runs, since
 # it ends neither in time nor well under emulation; the README says why.
 LEFT_OUT = {
@@ -29,7 +30,7 @@ NOT_RUN = {
 }
 
 # The wide matrix: every pair of page size and address size, CPU and kind of kernel.
-WIDE = (MAP, OWN_TEST)
+WIDE = (MAP, OWN_TEST, *GROUP_TESTS)
 ADDRESSES = (("4k", 39), ("4k", 48), ("4k", 52), ("16k", 48), ("16k", 52), ("64k", 48),
              ("64k", 52))
 CPUS = ("cortex-a57", "cortex-a76", "neoverse-n1", "max")

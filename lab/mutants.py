@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
 from lab.bases import LEAD
-from lab.matrix import LEAD_TEST, MAP, OWN_TEST
+from lab.matrix import GROUP_TESTS, LEAD_TEST, MAP, OWN_TEST
 from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked, main, output,
                       relative, say, sha256, write_if_changed)
 
@@ -31,7 +31,7 @@ IMAGES = BUILD / "mutants"
 STORED = BUILD / "results/mutants"
 CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
-SELFTESTS = (OWN_TEST, LEAD_TEST)
+SELFTESTS = (OWN_TEST, LEAD_TEST, *GROUP_TESTS)
 LIMIT = boot.TEST_LIMIT     # seconds of the host for a boot with one program
 CONTROL = "control"     # the name of the kernel that nothing was done to
 # How the build says that it refuses a mutant, rather than cannot compile it.

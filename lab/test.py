@@ -10,7 +10,7 @@ from lab import (bases, check, control, criu, demo, ktap, matrix, mutants, newqe
                  report, selftests, trees, zdtm)
 from lab.boot import COMPLAINT, run_boot
 from lab.kernel import build
-from lab.matrix import FROM_LEAD, LEAD_TEST, MAP, OWN_TEST, SELFTESTS
+from lab.matrix import FROM_LEAD, GROUP_TESTS, LEAD_TEST, MAP, OWN_TEST, SELFTESTS
 from lab.util import BUILD, ROOT, BaseGone, LabError, Parser, main, say
 
 RESULTS = BUILD / "results"
@@ -19,7 +19,8 @@ RESULTS = BUILD / "results"
 def programs(base, arch):
     """The selftests of BASE for ARCH, and for arm64 the map program, by name."""
     source = trees.make(base) / "tools/testing/selftests/mm"
-    names = [name for name in ((*SELFTESTS, OWN_TEST) if arch == "arm64" else matrix.ON_X86)
+    names = [name for name in ((*SELFTESTS, OWN_TEST, *GROUP_TESTS) if arch == "arm64"
+                               else matrix.ON_X86)
              if (source / f"{name}.c").exists()]
     folder = selftests.build(base, names, arch)
     found = {MAP: demo.build()} if arch == "arm64" else {}
