@@ -42,6 +42,9 @@ series: ## the series as mails for git send-email, BASE=7.3 TO=directory; needs 
 commits: ## build and boot each commit of each series, with gcc and clang; hours, goes on
 	@$(LAB)commits
 
+groups: ## build and boot each series with one of its further groups left out
+	@$(LAB)groups
+
 off: ## compare the kernel with CONFIG_MEM_SOFT_DIRTY=n with the plain base's, and its size
 	@$(LAB)off
 
@@ -83,5 +86,5 @@ shell: ## an interactive shell in a guest
 clean: ## remove everything that was made or downloaded
 	rm -rf build
 
-.PHONY: help run run-live test test-all mutants check tree refresh apply series applies commits off regress deb deb-boot \
+.PHONY: help run run-live test test-all mutants check tree refresh apply series applies commits groups off regress deb deb-boot \
 	criu criu-zdtm criu-control bench bench-compare kernel shell clean

@@ -16,6 +16,7 @@
 #include <linux/fs.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -47,8 +48,9 @@
 
 #define NOBODY	65534
 
-/* How often the copy is brought up to date while the writers run. */
-#define ROUNDS	40
+/* How often an area is made anew and copied, and by how many calls while it is written. */
+#define ROUNDS	10
+#define CALLS	3
 #define WRITERS	4
 #define TIMEOUT	300
 
@@ -249,14 +251,26 @@ static char *map_pages(enum kind kind, size_t nr, size_t align)
 	return mem == MAP_FAILED ? NULL : mem;
 }
 
-/* Make an area of pages of KIND in folios of ORDER, all there and soft-clean. */
-static void make_area(struct __test_metadata *_metadata, struct area *area,
-		      enum kind kind, size_t nr, unsigned int order)
+/* Give AREA pages of KIND in folios of ORDER, all there and written. */
+static void fill_area(struct __test_metadata *_metadata, struct area *area, enum kind kind,
+		      unsigned int order)
 {
-	size_t align = (size_t)psize() << (order > ORDER ? order : ORDER);
 	long folios = allocated(kind, order);
-	struct pm_scan_arg arg;
 
+	area->mem = map_pages(kind, area->nr, (size_t)psize() << (order > ORDER ? order : ORDER));
+	ASSERT_NE(area->mem, NULL);
+	if (order)
+		madvise(area->mem, area->nr * psize(), MADV_HUGEPAGE);
+	for (size_t i = 0; i < area->nr; i++)
+		write_page(area, i);
+	if (order && allocated(kind, order) - folios != (long)(area->nr >> order))
+		SKIP(return, "not all of it is in folios of this order");
+}
+
+/* Make an area of NR pages. */
+static void make_area(struct __test_metadata *_metadata, struct area *area, enum kind kind,
+		      size_t nr, unsigned int order)
+{
 	area->nr = nr;
 	area->unit = order && order == pmd_order() ? 1UL << order : 1;
 	area->regions = calloc(nr, sizeof(*area->regions));
@@ -265,14 +279,16 @@ static void make_area(struct __test_metadata *_metadata, struct area *area,
 	area->pagemap = open("/proc/self/pagemap", O_RDONLY);
 	ASSERT_GE(area->pagemap, 0);
 	allow_folios(order);
-	area->mem = map_pages(kind, nr, align);
-	ASSERT_NE(area->mem, NULL);
-	if (order)
-		madvise(area->mem, nr * psize(), MADV_HUGEPAGE);
-	for (size_t i = 0; i < nr; i++)
-		write_page(area, i);
-	if (order && allocated(kind, order) - folios != (long)(nr >> order))
-		SKIP(return, "not all of it is in folios of this order");
+	fill_area(_metadata, area, kind, order);
+}
+
+/* The same, and make all of it soft-clean. */
+static void make_clean_area(struct __test_metadata *_metadata, struct area *area,
+			    enum kind kind, size_t nr, unsigned int order)
+{
+	struct pm_scan_arg arg;
+
+	make_area(_metadata, area, kind, nr, order);
 	arg = request(area, 0, nr, CLEAN);
 	clean(_metadata, area, &arg);
 	check(_metadata, area);
@@ -319,7 +335,7 @@ FIXTURE_SETUP(clean)
 		if (!(thp_supported_orders() & (1UL << order)))
 			SKIP(return, "no folios of this order");
 	}
-	make_area(_metadata, &self->area, variant->kind, nr, order);
+	make_clean_area(_metadata, &self->area, variant->kind, nr, order);
 }
 
 FIXTURE_TEARDOWN(clean)
@@ -516,6 +532,14 @@ TEST_F(clean, pinned)
 	close(gup);
 }
 
+/* There where soft-dirty is, and refused elsewhere. */
+TEST(supported_with_soft_dirty)
+{
+	EXPECT_EQ(supported(), softdirty_supported());
+	if (!supported())
+		EXPECT_EQ(errno, EINVAL);
+}
+
 FIXTURE(interface)
 {
 	struct area area;
@@ -525,7 +549,7 @@ FIXTURE_SETUP(interface)
 {
 	if (!supported())
 		SKIP(return, "no PM_SCAN_SOFT_CLEAN_MATCHING");
-	make_area(_metadata, &self->area, ANON, MANY, 0);
+	make_clean_area(_metadata, &self->area, ANON, MANY, 0);
 }
 
 FIXTURE_TEARDOWN(interface)
@@ -654,6 +678,10 @@ TEST_F(interface, bad_requests)
 	EXPECT_EQ(ioctl(self->area.pagemap, PAGEMAP_SCAN, &arg), -1);
 	EXPECT_EQ(errno, EINVAL);
 	arg = good;
+	arg.vec_len = 0;
+	EXPECT_EQ(ioctl(self->area.pagemap, PAGEMAP_SCAN, &arg), -1);
+	EXPECT_EQ(errno, EINVAL);
+	arg = good;
 	arg.vec = ~0ULL << 8;
 	EXPECT_EQ(ioctl(self->area.pagemap, PAGEMAP_SCAN, &arg), -1);
 	EXPECT_EQ(errno, EFAULT);
@@ -742,6 +770,8 @@ TEST_F(interface, other_process)
 /* Threads that write all the time, and whoever copies what they write. */
 static struct live {
 	struct area area;
+	enum kind kind;
+	unsigned int order;
 	char *copy;
 	atomic_bool stop;
 	pthread_t writers[WRITERS];
@@ -870,6 +900,8 @@ FIXTURE_VARIANT_ADD(live, anon_large_moving) { .kind = ANON, .large = true, .mov
 FIXTURE_VARIANT_ADD(live, anon_pmd) { .kind = ANON, .pmd = true };
 FIXTURE_VARIANT_ADD(live, anon_pmd_moving) { .kind = ANON, .pmd = true, .moves = true };
 FIXTURE_VARIANT_ADD(live, shared) { .kind = SHARED };
+FIXTURE_VARIANT_ADD(live, shared_moving) { .kind = SHARED, .moves = true };
+FIXTURE_VARIANT_ADD(live, shared_pmd_moving) { .kind = SHARED, .pmd = true, .moves = true };
 FIXTURE_VARIANT_ADD(live, private_file) { .kind = PRIVATE_FILE };
 FIXTURE_VARIANT_ADD(live, shared_file) { .kind = SHARED_FILE };
 
@@ -898,26 +930,45 @@ FIXTURE_SETUP(live)
 			SKIP(return, "no folios of this order");
 	}
 	make_area(_metadata, &live.area, variant->kind, nr, order);
+	live.kind = variant->kind;
+	live.order = order;
 	live.moves = variant->moves;
 	live.copy = mmap(NULL, nr * psize(), PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_NE(live.copy, MAP_FAILED);
-	memcpy(live.copy, live.area.mem, nr * psize());
 }
 
 FIXTURE_TEARDOWN(live)
 {
 }
 
-/* The copy is right in the end, though the writers were never stopped on the way. */
+/*
+ * Copy a new mapping by COPY while it is written, a last time when it is not any more, and
+ * count what the copy lacks.
+ */
+static size_t lost_by(struct __test_metadata *_metadata,
+		      void (*copy)(struct __test_metadata *_metadata))
+{
+	size_t missing;
+
+	start_writers(_metadata);
+	for (int i = 0; i < CALLS; i++)
+		copy(_metadata);
+	stop_writers();
+	copy(_metadata);
+	missing = lost();
+
+	munmap(live.area.mem, live.area.nr * psize());
+	memset(live.copy, 0, live.area.nr * psize());
+	fill_area(_metadata, &live.area, live.kind, live.order);
+	return missing;
+}
+
+/* The copy is right each time, though the writers were never stopped on the way. */
 TEST_F_TIMEOUT(live, no_write_is_lost, TIMEOUT)
 {
-	start_writers(_metadata);
 	for (int i = 0; i < ROUNDS; i++)
-		copy_by_scan(_metadata);
-	stop_writers();
-	copy_by_scan(_metadata);
-	EXPECT_EQ(lost(), 0);
+		EXPECT_EQ(lost_by(_metadata, copy_by_scan), 0);
 }
 
 /* And that can fail: the same in two steps loses writes. */
@@ -927,14 +978,8 @@ TEST_F_TIMEOUT(live, two_steps_lose_writes, TIMEOUT)
 
 	if (variant->pmd)
 		SKIP(return, "all huge pages are written again before the end");
-	for (int i = 0; !missing && i < ROUNDS; i++) {
-		start_writers(_metadata);
-		for (int round = 0; round < 3; round++)
-			copy_by_clear_refs(_metadata);
-		stop_writers();
-		copy_by_clear_refs(_metadata);
-		missing = lost();
-	}
+	for (int i = 0; !missing && i < ROUNDS; i++)
+		missing = lost_by(_metadata, copy_by_clear_refs);
 	EXPECT_GT(missing, 0);
 }
 
@@ -944,6 +989,13 @@ static void restore(void)
 		thp_restore_settings();
 }
 
+static void stopped(int sig)
+{
+	restore();
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
 int main(int argc, char **argv)
 {
 	have_thp = !access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK);
@@ -951,6 +1003,8 @@ int main(int argc, char **argv)
 		thp_save_settings();
 		thp_read_settings(&thp_settings);
 		atexit(restore);
+		signal(SIGINT, stopped);
+		signal(SIGTERM, stopped);
 	}
 	return test_harness_run(argc, argv);
 }

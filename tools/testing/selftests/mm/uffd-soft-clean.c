@@ -369,8 +369,8 @@ TEST(announced_with_soft_dirty)
 	ASSERT_NE(mem, MAP_FAILED);
 	if (fd < 0)
 		SKIP(return, "no userfaultfd");
-	EXPECT_EQ(announced(), softdirty_supported());
 	ASSERT_EQ(ioctl(fd, UFFDIO_REGISTER, &range), 0);
+	EXPECT_EQ(announced(), softdirty_supported());
 	if (announced()) {
 		EXPECT_EQ(ioctl(fd, UFFDIO_COPY, &copy), 0);
 	} else {
