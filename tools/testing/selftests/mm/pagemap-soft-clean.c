@@ -89,6 +89,22 @@ static unsigned int pmd_order(void)
 	return __builtin_ctzl(read_pmd_pagesize() / psize());
 }
 
+/* The order of folios that are LARGE, or mapped by a PMD; or what is lacking for that. */
+static const char *find_order(bool large, bool pmd, unsigned int *order)
+{
+	*order = 0;
+	if (!supported())
+		return "no PM_SCAN_SOFT_CLEAN_MATCHING";
+	if (!large && !pmd)
+		return NULL;
+	if (!have_thp)
+		return "no transparent huge pages";
+	if (pmd && read_pmd_pagesize() > MAX_PMD)
+		return "a huge page is too large";
+	*order = pmd ? pmd_order() : ORDER;
+	return thp_supported_orders() & (1UL << *order) ? NULL : "no folios of this order";
+}
+
 /* Folios of ORDER alone for memory that asks for them; none with an order of 0. */
 static void allow_folios(unsigned int order)
 {
@@ -318,23 +334,13 @@ FIXTURE_VARIANT_ADD(clean, shared_file) { .kind = SHARED_FILE };
 FIXTURE_SETUP(clean)
 {
 	size_t nr = PAGES;
-	unsigned int order = 0;
+	unsigned int order;
+	const char *lacking = find_order(variant->large, variant->pmd, &order);
 
-	if (!supported())
-		SKIP(return, "no PM_SCAN_SOFT_CLEAN_MATCHING");
-	if (variant->large || variant->pmd) {
-		if (!have_thp)
-			SKIP(return, "no transparent huge pages");
-		order = ORDER;
-		if (variant->pmd) {
-			if (read_pmd_pagesize() > MAX_PMD)
-				SKIP(return, "a huge page is too large");
-			order = pmd_order();
-			nr = 2UL << order;
-		}
-		if (!(thp_supported_orders() & (1UL << order)))
-			SKIP(return, "no folios of this order");
-	}
+	if (lacking)
+		SKIP(return, "%s", lacking);
+	if (variant->pmd)
+		nr = 2UL << order;
 	make_clean_area(_metadata, &self->area, variant->kind, nr, order);
 }
 
@@ -908,27 +914,17 @@ FIXTURE_VARIANT_ADD(live, shared_file) { .kind = SHARED_FILE };
 FIXTURE_SETUP(live)
 {
 	size_t nr = MANY;
-	unsigned int order = 0;
+	unsigned int order;
+	const char *lacking = find_order(variant->large, variant->pmd, &order);
 
-	if (!supported())
-		SKIP(return, "no PM_SCAN_SOFT_CLEAN_MATCHING");
+	if (lacking)
+		SKIP(return, "%s", lacking);
 	if (get_nprocs() < 2)
 		SKIP(return, "needs two CPUs");
 	if (variant->moves && access("/sys/devices/system/node/node1", F_OK))
 		SKIP(return, "needs two NUMA nodes");
-	if (variant->large || variant->pmd) {
-		if (!have_thp)
-			SKIP(return, "no transparent huge pages");
-		order = ORDER;
-		if (variant->pmd) {
-			if (read_pmd_pagesize() > MAX_PMD)
-				SKIP(return, "a huge page is too large");
-			order = pmd_order();
-			nr = 4UL << order;
-		}
-		if (!(thp_supported_orders() & (1UL << order)))
-			SKIP(return, "no folios of this order");
-	}
+	if (variant->pmd)
+		nr = 4UL << order;
 	make_area(_metadata, &live.area, variant->kind, nr, order);
 	live.kind = variant->kind;
 	live.order = order;
