@@ -21,7 +21,7 @@ ON_X86 = (LEAD_TEST, OWN_TEST, *GROUP_TESTS)      # what an x86-64 kernel is ask
 # it ends neither in time nor well under emulation; the README says why.
 LEFT_OUT = {
     ("7.3", "4k"): ("split_huge_page_test",),
-    ("7.3", "64k"): ("pagemap_ioctl",),
+    ("6.12", "4k"): (FROM_LEAD,),
 }
 NOT_RUN = {
     ("6.12", "4k"): ("split_huge_page_test",),
@@ -82,13 +82,14 @@ def narrow(everything):
 
     chosen = [*boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max"),
               *boots("6.12", "4k", "cortex-a57", "neoverse-n1"),
-              *boots("7.3", "16k", "neoverse-n1"),
-              *boots("7.3", "64k", "neoverse-n1")]
+              *boots("7.3", "16k", "neoverse-n1")]
     plain = [boot.plain() for boot in chosen
-             if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"]
+             if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"
+             and (everything or boot.kernel.base == bases.LEAD)]
     if not everything:
         chosen += [Boot(Kernel(base, debug=True), cpu, WIDE) for base, cpu in SOME_WIDE]
     else:
+        chosen += boots("7.3", "64k", "neoverse-n1")
         chosen += [boot for base in bases.names()
                    for boot in boots(base, "4k", "cortex-a57", "max", debug=False)]
         chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1",

@@ -21,6 +21,7 @@ from lab.util import EXIT_TIMEOUT, LOGS, LabError, child, output, relative, say,
 
 EXIT_SPLAT = 122        # the kernel complained, whatever the program returned
 EXIT_DIED = 123         # the guest ended without reporting a status
+POLL = 0.2              # seconds between two looks at what a guest has written
 
 # How a kernel begins to say that something is wrong with it. Lockdep and RCU
 # reports begin with "WARNING: " too.
@@ -176,16 +177,18 @@ def boot(machine, title, image, initrd, options, append="", timeout=300, quiet=F
     logs.mkdir(parents=True, exist_ok=True)
     console = _unused(logs / f"{title}-{machine.cpu}-{time.strftime('%H%M%S')}-{os.getpid()}.log")
     with tempfile.TemporaryDirectory(dir=guest.GUEST) as scratch:
-        status = Path(scratch, "status")
+        status, said = Path(scratch, "status"), Path(scratch, "output")
+        said.touch()
         argv = [*machine.command(image, initrd, append), *options,
                 "-serial", f"file:{console}",
                 "-device", f"virtio-serial-{machine.bus}",
-                "-chardev", "file,id=output,path=/dev/fd/1",
+                # Not a pipe: QEMU drops what a console says while a pipe is full.
+                "-chardev", f"file,id=output,path={said}",
                 "-device", "virtconsole,chardev=output",
                 "-chardev", f"file,id=status,path={status}",
                 "-device", "virtserialport,chardev=status,name=lab.status"]
         say(show(argv))
-        text, ended = _follow(argv, timeout, f"{title} {machine.cpu}" if quiet else None)
+        text, ended = _follow(argv, said, timeout, f"{title} {machine.cpu}" if quiet else None)
         if quiet:
             console.with_suffix(".out").write_text(text, encoding="utf-8")
         reported = status.read_text(encoding="utf-8").strip() if status.exists() else ""
@@ -211,14 +214,14 @@ def _unused(path):
     return candidate
 
 
-def _follow(argv, timeout, title):
-    """Run QEMU, pass its standard output on, and return that and how it ended.
+def _follow(argv, said, timeout, title):
+    """Run QEMU, pass on what it writes to the file SAID, and return that and how it ended.
 
     With a TITLE only what a driver in the guest begins with is told, under that title.
     The second value is "timeout", "exit", or a phrase for any other end.
     """
-    with child(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as proc:
-        text, complaints, in_time = _pump(proc, time.monotonic() + timeout, title)
+    with child(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as proc:
+        text, complaints, in_time = _pump(proc, said, time.monotonic() + timeout, title)
         if in_time:
             proc.wait()
     if not in_time:
@@ -230,31 +233,31 @@ def _follow(argv, timeout, title):
     return text, "exit"
 
 
-def _pump(proc, deadline, title):
-    """Read the standard output and error of PROC to their ends, or until DEADLINE.
+def _pump(proc, said, deadline, title):
+    """Read the file SAID and the standard error of PROC until that ends, or until DEADLINE.
 
-    Returns both as text, and whether they ended before the deadline.
+    Returns both as text, and whether it ended before the deadline.
     """
-    read = {proc.stdout: b"", proc.stderr: b""}
-    left, told = 1, 0
-    with selectors.DefaultSelector() as selector:
-        for pipe in read:
-            selector.register(pipe, selectors.EVENT_READ)
+    text, complaints, left, told = b"", b"", 1, 0
+    with open(said, "rb") as written, selectors.DefaultSelector() as selector:
+        selector.register(proc.stderr, selectors.EVENT_READ)
         while selector.get_map() and left > 0:
             left = deadline - time.monotonic()
-            for key, _ in selector.select(max(0, min(left, 1))):
-                data = os.read(key.fd, 65536)
-                if not data:
-                    selector.unregister(key.fileobj)
-                read[key.fileobj] += data
-                if key.fileobj is proc.stdout and title is None:
-                    sys.stdout.buffer.write(data)
-                    sys.stdout.flush()
-            if title is not None:
-                for begun in _BEGINS.finditer(read[proc.stdout], told):
+            if selector.select(max(0, min(left, POLL))):
+                complaint = os.read(proc.stderr.fileno(), 65536)
+                complaints += complaint
+                if not complaint:
+                    selector.unregister(proc.stderr)
+            data = written.read()
+            text += data
+            if title is None:
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+            else:
+                for begun in _BEGINS.finditer(text, told):
                     say(f"  {title}: {begun[1].decode('utf-8', 'replace')}")
                     told = begun.end()
-    return *(data.decode("utf-8", "replace") for data in read.values()), left > 0
+    return text.decode("utf-8", "replace"), complaints.decode("utf-8", "replace"), left > 0
 
 
 def shell(machine, kernel, files=(), append=""):

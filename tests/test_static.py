@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Tests of lab.static: what counts as a finding."""
 
+import tempfile
 import unittest
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 from lab import static
 
@@ -46,6 +49,28 @@ class Findings(unittest.TestCase):
         before = static.findings(SAID, "7.3")
         self.assertEqual(static.findings(moved, "7.3") - before, Counter())
         self.assertEqual(list((static.findings(more, "7.3") - before).values()), [1])
+
+    def test_base_where_needed(self):
+        """a tool that sees each file alone is run on the base's files with a finding only"""
+        asked = []
+
+        def tool(built, files):
+            asked.append([str(file) for file in files])
+            return f"{built.tree()}/mm/ksm.c:6:2-7: WARNING: x\n"
+
+        with tempfile.TemporaryDirectory() as scratch:
+            tree = Path(scratch, "7.3")
+            files = [Path("mm/ksm.c"), Path("mm/mremap.c")]
+            for file in files:
+                (tree / file).parent.mkdir(parents=True, exist_ok=True)
+                (tree / file).touch()
+            with mock.patch.object(static, "touched", lambda *_: files), \
+                    mock.patch.object(static, "Kernel",
+                                      lambda *_, **__: SimpleNamespace(tree=lambda: tree)):
+                for name in (*static.EACH_ALONE, "gcc W=1"):
+                    self.assertTrue(static._check(name, tool, "7.3").passed)
+        both = [str(file) for file in files]
+        self.assertEqual(asked, [both, ["mm/ksm.c"], both, both])
 
 
 if __name__ == "__main__":

@@ -48,8 +48,12 @@
 
 #define NOBODY	65534
 
-/* How often an area is made anew and copied, and by how many calls while it is written. */
-#define ROUNDS	10
+/*
+ * How often an area is made anew and copied, how often at most where that has to go wrong,
+ * and by how many calls while it is written.
+ */
+#define ROUNDS	5
+#define TRIES	20
 #define CALLS	3
 #define WRITERS	4
 #define TIMEOUT	300
@@ -974,7 +978,7 @@ TEST_F_TIMEOUT(live, two_steps_lose_writes, TIMEOUT)
 
 	if (variant->pmd)
 		SKIP(return, "all huge pages are written again before the end");
-	for (int i = 0; !missing && i < ROUNDS; i++)
+	for (int i = 0; !missing && i < TRIES; i++)
 		missing = lost_by(_metadata, copy_by_clear_refs);
 	EXPECT_GT(missing, 0);
 }
