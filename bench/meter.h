@@ -27,7 +27,7 @@ struct meter {
 	long faults;
 };
 
-/* Begin a window. */
+/* Begin a window, at a tick of the timer. */
 struct meter meter_start(void);
 
 /*

@@ -94,7 +94,7 @@ def _coccicheck(built, files):
         said = {"MODE": "report", "J": str(os.cpu_count()), "LINUXINCLUDE": " ".join(include),
                 "srctree": str(tree), "srcroot": str(root), "KBUILD_EXTMOD": str(root)}
         text = run_logged(["bash", tree / "scripts/coccicheck"], f"static-coccicheck-{built}",
-                          env={**os.environ, **said})
+                          cwd=scratch, env={**os.environ, **said})
     patches = len(list((tree / "scripts/coccinelle").rglob("*.cocci")))
     run = len(re.findall(r"^(?:\S*/spatch |(?:warning: )?Skipping )", text, re.M))
     if run < patches:
@@ -119,7 +119,7 @@ TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,
          "coccicheck": _coccicheck, "Sphinx": _sphinx}
 
 
-def _check(name, tool, base):
+def check_tool(name, tool, base):
     """The test that TOOL, called NAME, finds nothing new in the series of BASE."""
     files = touched(base, ".c", ".h", ".rst")
     patched, plain = Kernel(base, debug=True), Kernel(base, debug=True, plain=True)
@@ -142,7 +142,7 @@ def check(base):
     top = ktap.Test("static checks")
     for name, tool in TOOLS.items():
         try:
-            top.tests.append(_check(name, tool, base))
+            top.tests.append(check_tool(name, tool, base))
         except LabError as err:
             top.fail(name, str(err))
     return top

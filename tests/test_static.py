@@ -68,7 +68,7 @@ class Findings(unittest.TestCase):
                     mock.patch.object(static, "Kernel",
                                       lambda *_, **__: SimpleNamespace(tree=lambda: tree)):
                 for name in (*static.EACH_ALONE, "gcc W=1"):
-                    self.assertTrue(static._check(name, tool, "7.3").passed)
+                    self.assertTrue(static.check_tool(name, tool, "7.3").passed)
         both = [str(file) for file in files]
         self.assertEqual(asked, [both, ["mm/ksm.c"], both, both])
 
