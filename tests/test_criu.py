@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from lab import boot, criu, kernel, packages, qemu, rootfs, zdtm
+from lab import boot, control, criu, kernel, ktap, packages, qemu, rootfs, zdtm
 from lab.kernel import Kernel
 
 SAID = "TAP version 13\nok 1 a\n# table\tround\tpages\n# table\tdump\t5\nok 2 b\n1..2\n"
@@ -80,6 +80,45 @@ class Suite(unittest.TestCase):
                          ["x: a"])
         self.assertFalse(self.judge(good, 1).ok())
         self.assertFalse(self.judge("noise\n", 0).ok())
+
+    def excuse(self, alone):
+        """What becomes of the failures a and b, of which a is listed, and ran ALONE, too."""
+        tests = [ktap.Test("a", passed=False), ktap.Test("b", passed=False), ktap.Test("c")]
+        with tempfile.TemporaryDirectory() as scratch:
+            listed = Path(scratch, "known")
+            listed.write_text("# why\nh ns | a | no room\nns | b | other\n", encoding="utf-8")
+            with patch.object(zdtm, "KNOWN", listed), \
+                    patch.object(zdtm, "run", return_value=alone) as run:
+                zdtm.excuse("kernel", "h", tests)
+        self.assertEqual(run.call_args.args[2:], ("-f", "h", "-t", "a"))
+        self.assertEqual([leaf.passed for leaf in tests[1:]], [False, True])
+        return tests[0]
+
+    def test_known(self):
+        """a known failure is skipped if it fails without pre-dumps, and only then"""
+        leaf = self.excuse(ktap.Test("x", tests=[ktap.Test("a", passed=False)]))
+        self.assertTrue(leaf.passed)
+        self.assertIn("no room", leaf.skip)
+        self.assertFalse(self.excuse(ktap.Test("x", tests=[ktap.Test("a")])).passed)
+        self.assertFalse(self.excuse(ktap.Test("x", tests=[ktap.Test("b")])).passed)
+
+    def test_table(self):
+        """the table has a cell for each run, and tells why a test was skipped"""
+        text = zdtm.table(ktap.Test("suite", tests=[
+            ktap.Test("h", tests=[ktap.Test("zdtm/a"), ktap.Test("zdtm/b", passed=False)]),
+            ktap.Test("ns", tests=[ktap.Test("zdtm/a", skip="not here")])]))
+        self.assertEqual([line.split() for line in text.splitlines()[1:]],
+                         [["a", "pass", "skip", "not", "here"], ["b", "FAIL", "-"]])
+
+    def test_noticed(self):
+        """a mutant is noticed by what comes after the dump, not by what fails before"""
+        def noticed(*failed):
+            return control.noticed("x", ktap.Test("cycle", tests=[
+                ktap.Test("b: dump"), *[ktap.Test(name, passed=False) for name in failed]])).passed
+
+        self.assertTrue(noticed("every key has its value"))
+        self.assertFalse(noticed())
+        self.assertFalse(noticed("criu check", "every key has its value"))
 
 
 class Drivers(unittest.TestCase):
