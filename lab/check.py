@@ -46,8 +46,8 @@ def _same_as_tree(base):
                      passed=not wrong, log=wrong)
 
 
-def _series(base):
-    """The checks of one base's series."""
+def _series(base, everything):
+    """The checks of one base's series; the slow ones with EVERYTHING."""
     tree = trees.make(base)
     top = ktap.Test(f"series {base}")
     patches = trees.series(base)
@@ -62,12 +62,15 @@ def _series(base):
                                    f"--root={tree}", *CHECKPATCH, patch]))
         signed = "Signed-off-by:" in patch.read_text(encoding="utf-8")
         top.tests.append(ktap.Test(f"signed by nobody yet: {patch.name}", passed=not signed))
-    top.tests.append(static.check(base))
+    top.tests.append(static.check(base, everything))
     return top
 
 
-def run(names):
-    """All checks, with those of the series of the bases NAMES, as one test."""
+def run(names, everything):
+    """The checks, with those of the series of the bases NAMES, as one test.
+
+    Without EVERYTHING, the slow ones are left out.
+    """
     packages.need(packages.CHECK_TOOLS)
     python = [*_tracked("*.py"), "lab/vm"]
     top = ktap.Test("check")
@@ -77,7 +80,7 @@ def run(names):
     top.tests.append(_command("flake8", ["flake8", *python]))
     top.tests.append(_command("pylint", ["pylint", "--score=n", *python]))
     for name in names:
-        top.tests.append(_series(name))
+        top.tests.append(_series(name, everything))
     return top
 
 
@@ -91,7 +94,7 @@ def cli():
             names.append(name)
         except BaseGone as err:
             say(f"*** SKIPPED: {err} ***")
-    top = run(names)
+    top = run(names, True)
     for path, leaf in top.leaves():
         print(f"{'ok' if leaf.passed else 'FAILED'}  {path}")
         if not leaf.passed:

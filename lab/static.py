@@ -115,6 +115,8 @@ def _sphinx(built, files):
 
 # What sees each file alone: of the base it need not see those without a finding.
 EACH_ALONE = ("coccicheck",)
+# What takes as long as all the others, and is left to make check and make test-all.
+SLOW = ("coccicheck",)
 TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,
          "coccicheck": _coccicheck, "Sphinx": _sphinx}
 
@@ -136,11 +138,13 @@ def check_tool(name, tool, base):
                      log=[f"{path}: {text}" for path, text in sorted(new.elements())])
 
 
-def check(base):
-    """The test of the series of BASE."""
+def check(base, everything):
+    """The test of the series of BASE, by those of TOOLS that are SLOW only with EVERYTHING."""
     packages.need({**packages.BUILD_TOOLS, **packages.STATIC_TOOLS}, packages.BUILD_FILES)
     top = ktap.Test("static checks")
     for name, tool in TOOLS.items():
+        if name in SLOW and not everything:
+            continue
         try:
             top.tests.append(check_tool(name, tool, base))
         except LabError as err:

@@ -149,7 +149,7 @@ def run(everything):
         raise LabError("no base to test: "
                        + "; ".join(leaf.skip or leaf.log[0] for leaf in tests))
     names = list(dict.fromkeys(base for base, _ in found))
-    tests.append(check.run(names))
+    tests.append(check.run(names, everything))
     narrow, wide = matrix.narrow(everything), matrix.wide() if everything else []
     done = boot_all(narrow + wide, found, tests, everything)
     for test in tests:
