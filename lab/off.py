@@ -69,19 +69,22 @@ class Symbols:
     def name(self, address):
         """ADDRESS as a symbol and an offset, or behind a symbol's end as what is there.
 
-        That is a string literal, or a pointer.
+        That is a pointer, a string literal, or a constant without a name.
         """
         index = bisect_right(self.starts, address) - 1
         if index < 0:
             return hex(address)
         start = self.starts[index]
-        if address >= self.ends.get(start, 0) and address != start:
+        # A symbol of assembler or linker may have no size: what it names is small.
+        if address >= self.ends.get(start, start + 16):
             data = self.data(address, 256) or b""
-            literal, end, _ = data.partition(b"\0")
-            if literal and end and literal.isascii():
-                return repr(literal)
             if len(data) >= 8 and self.known(int.from_bytes(data[:8], "little")):
                 return f"-> {self.name(int.from_bytes(data[:8], 'little'))}"
+            literal, end, _ = data.partition(b"\0")
+            if end and literal.isascii():
+                return repr(literal)
+            if data:
+                return data[:8].hex()
         return f"{self.names[index]}+{address - start:#x}"
 
     def data(self, address, size):
