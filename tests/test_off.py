@@ -9,6 +9,7 @@ from pathlib import Path
 from lab import off, packages
 
 SOURCE = """
+__asm__(".section .rodata\\n.balign 8\\ntable: .space %d\\n.text");
 int counter = 1;
 static const char *const words[] = { "one", "two" };
 int grow(int x) { %s return x; }
@@ -16,7 +17,9 @@ const char *word(int i) { counter++; return words[i]; }
 int (*hook)(int) = grow;
 const char *(*other)(int) = word;
 int value = %d;
-void _start(void) { hook(counter); other(value); }
+const char *empty = "";
+long pick(int i) { const long one[] = { -1, -2, -3, -4, -5, -6, -7, -8 }; return one[i]; }
+void _start(void) { hook(counter); other(value); pick(counter); }
 """
 
 
@@ -29,10 +32,10 @@ class Off(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
-    def image(self, name, growth="", value=7):
-        """The Image of the program with GROWTH in one function, and VALUE in one object."""
+    def image(self, name, growth="", value=7, table=64):
+        """The Image of the program with GROWTH in a function, VALUE in an object, and a TABLE."""
         source, program = self.folder / f"{name}.c", self.folder / name
-        source.write_text(SOURCE % (growth, value), encoding="utf-8")
+        source.write_text(SOURCE % (table, growth, value), encoding="utf-8")
         subprocess.run([f"{off.PREFIX}gcc", "-O2", "-fno-inline", "-nostdlib", "-static",
                         "-fno-toplevel-reorder", "-o", program, source], check=True)
         return off.read(program)
@@ -59,6 +62,10 @@ class Off(unittest.TestCase):
         """an object with another value differs"""
         self.assertEqual(self.differences(self.image("a"), self.image("b", value=8)),
                          {"value": "differs"})
+
+    def test_table(self):
+        """what has no name, and moves with a table of another size, differs in nothing"""
+        self.assertEqual(self.differences(self.image("a"), self.image("b", table=72)), {})
 
     def test_new(self):
         """what only one of them has is named"""
