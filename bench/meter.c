@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "meter.h"
 
@@ -54,24 +53,10 @@ static long faults(void)
 	return usage.ru_minflt + usage.ru_majflt + signalled;
 }
 
-/* The timer's tick is no work of the program. Behind one there is none for some milliseconds. */
-static void wait_for_tick(void)
-{
-	struct timespec begin, now;
-
-	if (clock_gettime(CLOCK_MONOTONIC_COARSE, &begin))
-		die("clock_gettime");
-	do
-		clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	while (now.tv_nsec == begin.tv_nsec);
-}
-
 struct meter meter_start(void)
 {
-	struct meter meter;
+	struct meter meter = { .faults = faults() };
 
-	wait_for_tick();
-	meter.faults = faults();
 	asm volatile(MARK_BEGIN : : : "memory");
 	meter.instructions = instructions();
 	return meter;

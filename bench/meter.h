@@ -27,7 +27,7 @@ struct meter {
 	long faults;
 };
 
-/* Begin a window, at a tick of the timer. */
+/* Begin a window. */
 struct meter meter_start(void);
 
 /*
