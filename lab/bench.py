@@ -3,8 +3,9 @@
 
 The programs of bench/ run in guests that count instructions as time and have nothing of
 the host in them, so that a figure of arm64 is the same on every machine and in every run: with
-the same compiler and the same kernel source. (On x86-64 some differ by a few instructions.) All is stored as a table of tab-separated values
-in build/results/bench, a line a figure, for make bench-compare and for what is printed.
+the same compiler and the same kernel source. (On x86-64 some differ by a few instructions.)
+All is stored as a table of tab-separated values in build/results/bench, a line a figure, for
+make bench-compare and for what is printed.
 """
 
 import platform
