@@ -13,6 +13,7 @@ It takes hours, so it goes on where it was stopped: what a guest said is kept, a
 test-all, if nothing failed in it that is not listed.
 """
 
+import fnmatch
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,9 @@ KNOWN = criu.FOLDER / "known-failures"
 CPU = "neoverse-n1"
 LIMIT = 4 * 3600        # seconds of the host for a boot
 PRE = ("--pre", "3")
-FLAVOURS = ("h", "ns", "uns")
 # Of each run the options, and over how many guests it is spread.
 RUNS = {
-    **{flavour: (("-a", "-f", flavour, *PRE), 16) for flavour in FLAVOURS},
+    **{flavour: (("-a", "-f", flavour, *PRE), 16) for flavour in ("h", "ns", "uns")},
     "memory": (("-t", "zdtm/static/mem-touch", "-t", "zdtm/static/maps03", *PRE), 1),
     "freezer": (("-t", "zdtm/transition/thread-bomb", "--freezecg", "zdtm:t", *PRE), 1),
     "lazy": (("-T", "zdtm/.*(maps0|mem-touch|mprotect|shm).*", "--page-server",
@@ -80,8 +80,11 @@ def build():
     return folder
 
 
-def run(built, name, *options):
-    """Run zdtm.py with OPTIONS in a guest with the kernel BUILT: the test NAME of its report."""
+def run(built, part, name, *options):
+    """Run zdtm.py with OPTIONS in a guest with the kernel BUILT: the test NAME of its report.
+
+    PART is that of RUNS that it belongs to, by whose known failures it is good or not.
+    """
     machine = qemu.VirtArm64(CPU, smp=2, mem="4G")
     image = root()
     build()
@@ -93,8 +96,8 @@ def run(built, name, *options):
         return judge(name, result)
     result = start(built, machine, name, *options)
     top = judge(name, result)
-    listed = [test for _, test in known()]
-    if all(leaf.passed or leaf.name in listed for _, leaf in top.leaves()):
+    reasons = known(part)
+    if all(leaf.passed or leaf.name in reasons for _, leaf in top.leaves()):
         stored.save(key, result)
     return top
 
@@ -123,31 +126,27 @@ def judge(name, result):
     return top
 
 
-def known():
-    """Why tests fail without pre-dumps too: the reasons by flavour and test."""
-    found = {}
-    for line in KNOWN.read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            flavours, test, reason = [part.strip() for part in line.split("|")]
-            found.update({(flavour, test): reason for flavour in flavours.split()})
-    return found
+def known(flavour):
+    """Why tests of FLAVOUR fail without pre-dumps too: a reason for each."""
+    return {test: reason for where, test, reason in ktap.read_list(KNOWN)
+            if fnmatch.fnmatchcase(flavour, where)}
 
 
 def excuse(built, flavour, tests):
     """Make skipped ones of those of TESTS that are known to fail, if they do without pre-dumps."""
-    reasons = known()
-    failed = [leaf for leaf in tests if not leaf.passed and (flavour, leaf.name) in reasons]
+    reasons = known(flavour)
+    failed = [leaf for leaf in tests if not leaf.passed and leaf.name in reasons]
     if not failed:
         return
     chosen = [word for leaf in failed for word in ("-t", leaf.name)]
-    alone = run(built, f"{built} {flavour} without pre-dumps", "-f", flavour, *chosen)
+    alone = run(built, flavour, f"{built} {flavour} without pre-dumps", "-f", flavour, *chosen)
     passed = {leaf.name: leaf.passed for _, leaf in alone.leaves()}
     for leaf in failed:
         if passed.get(leaf.name, True):
             leaf.log.append("without pre-dumps it passes, or did not run")
         else:
             leaf.passed = True
-            leaf.skip = f"fails without pre-dumps too: {reasons[flavour, leaf.name]}"
+            leaf.skip = f"fails without pre-dumps too: {reasons[leaf.name]}"
 
 
 def examine(base):
@@ -158,7 +157,7 @@ def examine(base):
     with ThreadPoolExecutor(max_workers=2) as pool:
         for name, (options, shards) in RUNS.items():
             running[name] = [pool.submit(
-                run, built, f"{built} {name} {shard + 1} of {shards}", *options,
+                run, built, name, f"{built} {name} {shard + 1} of {shards}", *options,
                 *(["--test-shard-index", str(shard), "--test-shard-count", str(shards)]
                   if shards > 1 else [])) for shard in range(shards)]
     top = ktap.Test(f"CRIU's tests on {base}")
