@@ -4,6 +4,7 @@
 One mutant of the lead's series loses the bit when a page is written, one when a page is swapped
 in. With each of them the incremental checkpoint of tests/criu/cycle.py has to come to a dump and
 then to be wrong, and a test of CRIU's own suite has to fail; with neither, both have to pass.
+All are of the series up to the group that lab.mutants keeps apart: the first has no place in it.
 """
 
 from lab import criu, ktap, mutants, packages, qemu, report, trees, zdtm
@@ -52,7 +53,7 @@ def run():
     """All of it as one test, for make test-all."""
     top = ktap.Test("CRIU on mutants")
     try:
-        commit = mutants.snapshot(trees.make(LEAD))
+        commit = mutants.core(trees.make(LEAD))
         for name in CONTROLS:
             top.tests.append(examine(name, commit))
     except LabError as err:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """make mutants: break the lead's series on purpose, and see that the tests notice.
 
-Each tests/mutants/*.patch makes one thing wrong in build/tree/7.3. The kernel with it
-is built and booted, and the build has to refuse it, or a test to fail. A mutant that
-nobody can tell from the original says so in a line "Equivalent: REASON", and passes.
+Each tests/mutants/*.patch makes one thing wrong in build/tree/7.3 without the group of
+patches that keeps soft-clean pages writable, as somebody has it who leaves that out, and
+each tests/mutants/rearm/*.patch in all of it. The kernel with it is built and booted, and
+the build has to refuse it, or a test to fail. A mutant that nobody can tell from the
+original says so in a line "Equivalent: REASON", and passes.
 
 It takes hours, so it goes on where it was stopped: a verdict that is as it should be is
 kept in build/results/mutants under a hash of all that went in.
@@ -16,6 +18,8 @@ import tempfile
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from lab import boot, demo, kernel, ktap, packages, qemu, selftests, trees
@@ -25,6 +29,8 @@ from lab.util import (BUILD, EXIT_TIMEOUT, LOGS, ROOT, LabError, Parser, locked,
                       relative, say, sha256, write_if_changed)
 
 MUTANTS = ROOT / "tests/mutants"
+GROUP = "rearm"         # the folder in it for those of the group
+GROUP_BEGINS = "mm: read pagemap without the access and dirty flags"    # its first commit
 DRIVER = ROOT / "tests/first-failure.sh"
 TREE = trees.TREES / f"{LEAD}-mutant"
 IMAGES = BUILD / "mutants"
@@ -50,6 +56,11 @@ class Mutant:
     def name(self):
         """Its name: that of the file."""
         return self.path.stem
+
+    @property
+    def in_group(self):
+        """Whether it is one of the group, and tried on the whole series."""
+        return self.path.parent.name == GROUP
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,12 @@ class Verdict:
 
 
 def load(folder=MUTANTS):
-    """The mutants in FOLDER, in the order of their names; LabError if there are none."""
+    """The mutants in FOLDER, those of the group last, each in the order of their names.
+
+    LabError if there are none.
+    """
     found = []
-    for path in sorted(folder.glob("*.patch")):
+    for path in [*sorted(folder.glob("*.patch")), *sorted(folder.glob(f"{GROUP}/*.patch"))]:
         header, diff, _ = path.read_text(encoding="utf-8").partition("\ndiff --git ")
         if not header.strip() or not diff:
             raise LabError(f"{path.name}: not a text that says what is wrong, and a diff")
@@ -122,6 +136,15 @@ def snapshot(tree):
         written = trees.git(tree, "write-tree", env=env).strip()
         return trees.git(tree, "commit-tree", "-p", "HEAD", "-m", "edits", written,
                          env=env).strip()
+
+
+def core(tree):
+    """The last commit of the git tree TREE before the group; LabError without one."""
+    for line in trees.git(tree, "log", "--format=%P %s").splitlines():
+        parent, _, subject = line.partition(" ")
+        if subject == GROUP_BEGINS:
+            return parent
+    raise LabError(f"{relative(tree)} has no commit '{GROUP_BEGINS}'")
 
 
 def check_patches(mutants, commit):
@@ -216,17 +239,21 @@ def judge(mutant, caught):
     return Verdict(mutant.name, "SURVIVED", "nothing failed", False)
 
 
-def prepare():
+def prepare(in_group):
     """The programs that hunt, by name, and the commit that they hunt in mutants of.
 
-    And a hash of both and of all else that goes into a verdict, but for the mutant.
+    And a hash of both and of all else that goes into a verdict, but for the mutant. With
+    IN_GROUP of the whole series, with what edits the tree holds, or else without the group.
     """
     packages.need({**packages.BUILD_TOOLS, **packages.QEMU_TOOLS}, packages.BUILD_FILES)
-    programs = selftests.build(LEAD, SELFTESTS, "arm64")
+    tree = trees.make(LEAD)
+    commit = snapshot(tree) if in_group else core(tree)
+    # Those of the group test what a kernel without it does not do.
+    source = tree if in_group else trees.check_out(LEAD, "mutant", commit)
+    programs = selftests.build(LEAD, SELFTESTS, "arm64", source)
     found = {name: programs / name for name in SELFTESTS}
     found[MAP] = demo.build()
-    commit = snapshot(trees.TREES / LEAD)
-    state = sha256(trees.git(trees.TREES / LEAD, "rev-parse", f"{commit}^{{tree}}"),
+    state = sha256(trees.git(tree, "rev-parse", f"{commit}^{{tree}}"),
                    *[part for pair in found.items() for part in pair],
                    *Kernel(LEAD).fragments(), DRIVER, boot.DRIVER, ktap.ALLOWED,
                    output([f"{kernel.ARCHES['arm64'][0]}gcc", "--version"]),
@@ -252,31 +279,38 @@ def load_verdict(mutant, state):
 def examine(mutants):
     """The verdicts over MUTANTS; LabError if the tests fail without any of them."""
     with locked("mutants"):
-        programs, commit, state = prepare()
-        check_patches(mutants, commit)
-        known = {mutant: load_verdict(mutant, state) for mutant in mutants}
-        rest = [mutant for mutant in mutants if not known[mutant]]
-        if rest:
-            failed = hunt(build(None, commit)[0], programs)
-            if failed:
-                raise LabError(f"the tests fail without a mutant too: {failed}")
-            say(f"{CONTROL}: passes")
+        parts = [(list(some), *prepare(in_group))
+                 for in_group, some in groupby(mutants, attrgetter("in_group"))]
+        for some, _, commit, _ in parts:
+            check_patches(some, commit)
+        return [verdict for part in parts for verdict in examine_part(*part)]
 
-        def verdict(mutant, built, refusal):
-            found = judge(mutant, refusal or hunt(built, programs))
-            say(f"{found.name}: {found.verdict}: {found.reason}")
-            if found.passed:
-                write_if_changed(stored(mutant, state), json.dumps(asdict(found)) + "\n")
-            return found
 
-        # A guest runs while the next kernel is built.
-        pool = ThreadPoolExecutor(max_workers=1)
-        try:
-            running = {mutant: pool.submit(verdict, mutant, *build(mutant, commit))
-                       for mutant in rest}
-            return [known[mutant] or running[mutant].result() for mutant in mutants]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def examine_part(mutants, programs, commit, state):
+    """The verdicts over MUTANTS, which are all of COMMIT, by what else prepare() said of it."""
+    known = {mutant: load_verdict(mutant, state) for mutant in mutants}
+    rest = [mutant for mutant in mutants if not known[mutant]]
+    if rest:
+        failed = hunt(build(None, commit)[0], programs)
+        if failed:
+            raise LabError(f"on {commit[:12]} the tests fail without a mutant too: {failed}")
+        say(f"{CONTROL}, {commit[:12]}: passes")
+
+    def verdict(mutant, built, refusal):
+        found = judge(mutant, refusal or hunt(built, programs))
+        say(f"{found.name}: {found.verdict}: {found.reason}")
+        if found.passed:
+            write_if_changed(stored(mutant, state), json.dumps(asdict(found)) + "\n")
+        return found
+
+    # A guest runs while the next kernel is built.
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        running = {mutant: pool.submit(verdict, mutant, *build(mutant, commit))
+                   for mutant in rest}
+        return [known[mutant] or running[mutant].result() for mutant in mutants]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run():

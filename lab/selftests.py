@@ -17,25 +17,26 @@ MISSING = "-DKSFT_SKIP=4"
 SUITES = ("TARGETS=mm arm64", "ARM64_SUBTARGETS=gcs mte pauth fp signal")
 
 
-def build(base, names, arch):
+def build(base, names, arch, tree=None):
     """Build the mm selftests NAMES of BASE with its series for ARCH; the directory they are in.
 
-    A name that the base does not have is an error.
+    TREE is the work tree of BASE that has them, if it is another one: what is built from it
+    is apart. A name that it does not have is an error.
     """
     packages.need(packages.BUILD_TOOLS, packages.BUILD_FILES)
-    tree = trees.make(base)
-    out = SELFTESTS / f"{base}-{arch}"
+    tree = tree or trees.make(base)
+    out = SELFTESTS / f"{tree.name}-{arch}"
     programs = out / "mm"
     source = tree / "tools/testing/selftests/mm"
     for name in names:
         if not (source / f"{name}.c").exists():
-            raise LabError(f"{base} has no mm selftest {name}")
+            raise LabError(f"{tree.name} has no mm selftest {name}")
     with locked(f"selftests-{out.name}"):
         stamp = out / "lab.stamp"
         state = sha256(trees.state(tree), " ".join(names)) + "\n"
         if stamp.exists() and stamp.read_text(encoding="utf-8") == state:
             return programs
-        with step(f"building the mm selftests of {base} for {arch}"):
+        with step(f"building the mm selftests of {tree.name} for {arch}"):
             programs.mkdir(parents=True, exist_ok=True)
             stamp.unlink(missing_ok=True)
             headers = make_headers(tree, arch, out)

@@ -7,7 +7,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from lab import mutants, qemu, trees
+from lab import mutants, qemu, selftests, trees
 from lab.util import EXIT_TIMEOUT, LabError
 
 DIFF = """diff --git a/file b/file
@@ -35,6 +35,17 @@ class Patches(unittest.TestCase):
         path.write_text(text, encoding="utf-8")
         return path
 
+    def make_tree(self, *subjects):
+        """A git tree with a commit for each of SUBJECTS, in which the file "file" says it."""
+        tree = self.folder / "tree"
+        tree.mkdir()
+        trees.git(tree, "init", "-q")
+        for subject in subjects:
+            self.write("tree/file", f"{subject}\n")
+            trees.git(tree, "add", "-A")
+            trees.git(tree, "commit", "-qm", subject)
+        return tree
+
     def test_load(self):
         """mutants come in the order of their names, with the reason that they give"""
         self.write("02-b.patch", f"Wrong.\n\nEquivalent: nobody\ncan tell\n\n{DIFF}")
@@ -42,6 +53,15 @@ class Patches(unittest.TestCase):
         self.assertEqual([(mutant.name, mutant.equivalent)
                           for mutant in mutants.load(self.folder)],
                          [("01-a", ""), ("02-b", "nobody can tell")])
+
+    def test_load_group(self):
+        """those of the group know that they are, and come last whatever their names"""
+        (self.folder / mutants.GROUP).mkdir()
+        self.write(f"{mutants.GROUP}/01-b.patch", f"Wrong.\n\n{DIFF}")
+        self.write("02-a.patch", f"Wrong.\n\n{DIFF}")
+        self.assertEqual([(mutant.name, mutant.in_group)
+                          for mutant in mutants.load(self.folder)],
+                         [("02-a", False), ("01-b", True)])
 
     def test_bad_files(self):
         """a patch that does not say what is wrong, has no diff or no reason is named"""
@@ -53,8 +73,10 @@ class Patches(unittest.TestCase):
                 mutants.load(self.folder)
 
     def test_repository(self):
-        """the mutants of the repository can be read, and there are enough of them"""
-        self.assertGreaterEqual(len(mutants.load()), 14)
+        """the mutants of the repository can be read, and there are enough of each kind"""
+        in_group = [mutant.in_group for mutant in mutants.load()]
+        self.assertGreaterEqual(in_group.count(False), 14)
+        self.assertGreaterEqual(in_group.count(True), 14)
 
     def test_stale_patch(self):
         """a patch that does not apply: its name, the file and the hunk in one line"""
@@ -73,19 +95,58 @@ class Patches(unittest.TestCase):
 
     def test_snapshot(self):
         """a snapshot has the tree's edits and new files, and leaves the tree as it is"""
-        tree = self.folder
-        trees.git(tree, "init", "-q")
-        self.write("file", "one\n")
-        trees.git(tree, "add", "-A")
-        trees.git(tree, "commit", "-qm", "first")
+        tree = self.make_tree("one")
         self.assertEqual(mutants.snapshot(tree), trees.git(tree, "rev-parse", "HEAD").strip())
-        self.write("file", "two\n")
-        self.write("new", "new\n")
+        self.write("tree/file", "two\n")
+        self.write("tree/new", "new\n")
         before = trees.state(tree)
         commit = mutants.snapshot(tree)
         self.assertEqual(trees.state(tree), before)
         self.assertEqual(trees.git(tree, "show", f"{commit}:file"), "two\n")
         self.assertEqual(trees.git(tree, "show", f"{commit}:new"), "new\n")
+
+    def test_core(self):
+        """the series without the group ends where that begins; without one there is no end"""
+        tree = self.make_tree("base", "core", mutants.GROUP_BEGINS, "more")
+        self.write("tree/file", "edit\n")
+        self.assertEqual(trees.git(tree, "show", f"{mutants.core(tree)}:file"), "core\n")
+        trees.git(tree, "checkout", "-qf", "HEAD~2")
+        with self.assertRaisesRegex(LabError, f"no commit '{mutants.GROUP_BEGINS}'$"):
+            mutants.core(tree)
+
+    def test_prepare(self):
+        """the mutants of the group are hunted by the tree's tests, the others by older ones"""
+        tree = self.make_tree("core", mutants.GROUP_BEGINS)
+        self.write("tree/file", "edit\n")
+        older = self.folder / "older"
+        with mock.patch.multiple(trees, make=lambda _: tree, check_out=lambda *_: older), \
+                mock.patch.object(selftests, "build", return_value=self.folder) as build, \
+                mock.patch.multiple(mutants, SELFTESTS=("file",), output=lambda _: "",
+                                    machine=mock.Mock()), \
+                mock.patch("lab.packages.need"), \
+                mock.patch("lab.demo.build", return_value=self.write("file", "")):
+            mutants.machine().version.return_value = ""
+            found = [mutants.prepare(in_group) for in_group in (False, True)]
+        self.assertEqual([trees.git(tree, "show", f"{commit}:file") for _, commit, _ in found],
+                         ["core\n", "edit\n"])
+        self.assertEqual([call.args[-1] for call in build.call_args_list], [older, tree])
+        self.assertNotEqual(found[0][2], found[1][2])
+
+    def test_selftests_of_another_tree(self):
+        """what is built from another tree does not take the place of what the base's has"""
+        self.make_tree("base")
+        source = self.folder / "tree/tools/testing/selftests/mm"
+        source.mkdir(parents=True)
+        (source / "a.c").touch()
+        with mock.patch.multiple(selftests, SELFTESTS=self.folder, make_headers=mock.Mock(),
+                                 locked=contextlib.nullcontext), \
+                mock.patch.object(selftests, "run_logged", return_value="") as run, \
+                mock.patch("lab.packages.need"), mock.patch("lab.trees.make") as make:
+            trees.git(self.folder / "tree", "tag", "base")
+            programs = selftests.build("7.3", ["a"], "arm64", self.folder / "tree")
+        make.assert_not_called()
+        self.assertEqual(programs, self.folder / "tree-arm64/mm")
+        self.assertIn(source, run.call_args.args[0])
 
 
 class Verdicts(unittest.TestCase):
@@ -95,22 +156,31 @@ class Verdicts(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
+        self.did = []
 
     def examine(self, fate, control=None):
         """The verdicts when FATE (name: equivalent, refusal, failure) is what happens."""
         chosen = [mutants.Mutant(self.folder / f"{name}.patch", equivalent)
                   for name, (equivalent, _, _) in fate.items()]
+        fate = {Path(name).name: what for name, what in fate.items()}
         for mutant in chosen:
+            mutant.path.parent.mkdir(exist_ok=True)
             mutant.path.write_text(mutant.name, encoding="utf-8")
 
-        def build(mutant, _):
+        def prepare(in_group):
+            part = "whole" if in_group else "core"
+            return {"programs of": part}, part, f"state of {part}"
+
+        def build(mutant, commit):
             built = mutants.Kernel("7.3", name=mutant.name if mutant else mutants.CONTROL)
+            self.did.append((built.name, commit))
             return built, fate[mutant.name][1] if mutant else None
 
-        def hunt(built, _):
+        def hunt(built, programs):
+            self.did.append((built.name, *programs.values()))
             return control if built.name == mutants.CONTROL else fate[built.name][2]
 
-        with mock.patch.multiple(mutants, prepare=lambda: ({}, "", "state"), build=build,
+        with mock.patch.multiple(mutants, prepare=prepare, build=build,
                                  hunt=hunt, check_patches=lambda *_: None, load=lambda: chosen,
                                  locked=contextlib.nullcontext, STORED=self.folder):
             return mutants.run()
@@ -141,6 +211,17 @@ class Verdicts(unittest.TestCase):
         top = self.examine({"a": ("", None, "soft-dirty: swap")}, control="soft-dirty: fork")
         self.assertEqual(top.counts(), (0, 1, 0))
         self.assertIn("without a mutant too: soft-dirty: fork", top.tests[0].log[0])
+
+    def test_two_parts(self):
+        """what is of the group is tried on all of the series, each part after its control"""
+        top = self.examine({"a": ("", None, "soft-dirty: swap"),
+                            f"{mutants.GROUP}/b": ("", None, "soft-dirty: fork")})
+        self.assertEqual([test.name for test in top.tests], ["a", "b"])
+        self.assertTrue(top.ok())
+        # Each of them is built, and then hunted in.
+        self.assertEqual(self.did, [(name, part) for name, part in (
+            (mutants.CONTROL, "core"), ("a", "core"), (mutants.CONTROL, "whole"), ("b", "whole"))
+                                    for _ in ("built", "hunted")])
 
     def test_resume(self):
         """a verdict is kept if it is as it should be, and until the mutant changes"""
