@@ -88,6 +88,7 @@ enum kind {
 enum size {
 	BASE,		/* single pages */
 	TABLE,		/* as many single pages as a page table has entries */
+	MANY,		/* so many that to write them all takes its time */
 	MTHP,		/* a folio of each order up to that of a PMD, exclusive */
 	PMD,		/* PMD-mapped THPs */
 };
@@ -678,6 +679,7 @@ static size_t alignment(const struct area *area)
 	switch (area->size) {
 	case BASE:	/* A file may have one large folio: within a page table. */
 	case TABLE:
+	case MANY:
 		return area->nr * psize();
 	default:
 		return pmd_pages() * psize();
@@ -696,6 +698,8 @@ static const char *make_area(struct __test_metadata *_metadata, struct area *are
 	*area = (struct area){ .kind = kind, .size = size, .fd = -1, .nr = BASE_PAGES };
 	if (size == TABLE)
 		area->nr = psize() / sizeof(uint64_t);
+	else if (size == MANY)
+		area->nr = MANY_PAGES;
 	else if (huge)
 		area->nr = pmd_pages();
 	if (size == MTHP) {
@@ -1425,6 +1429,15 @@ TEST_F_TIMEOUT(soft_dirty, fork, TIMEOUT)
 	across(_metadata, &self->area, fork_and_write);
 }
 
+/* The page faults of this process so far. */
+static long nr_faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt + usage.ru_majflt;
+}
+
 /* Write while a child has the pages too, so that each write makes a copy. */
 static void fork_and_copy(struct __test_metadata *_metadata, struct area *area)
 {
@@ -1647,6 +1660,25 @@ TEST_F_TIMEOUT(soft_dirty, madv_free, TIMEOUT)
 	if (self->area.kind != ANON)
 		SKIP(return, "MADV_FREE is for anonymous memory");
 	across(_metadata, &self->area, madv_free);
+}
+
+/* A page that was freed lazily, then written, is dirty, soft-clean or not. */
+TEST_F_TIMEOUT(soft_dirty, madv_free_written_and_cleared, TIMEOUT)
+{
+	struct area *area = &self->area;
+	size_t nr = area->nr - area->first;
+
+	if (area->kind != ANON)
+		SKIP(return, "MADV_FREE is for anonymous memory");
+	if (nr > MANY_PAGES)
+		SKIP(return, "too large to page out");
+	madvise_pages(_metadata, area, area->first, nr, MADV_FREE);
+	for (size_t i = area->first; i < area->nr; i++)
+		write_page(area, i);
+	check(_metadata, area, "written");
+	clear_refs(_metadata, area);
+	madvise_pages(_metadata, area, area->first, nr, MADV_PAGEOUT);
+	check_content(_metadata, area);
 }
 
 static size_t nr_swapped(struct area *area)
@@ -2079,15 +2111,6 @@ static long vm_counter(const char *name)
 			value = found;
 	fclose(file);
 	return value;
-}
-
-/* The page faults of this process so far. */
-static long nr_faults(void)
-{
-	struct rusage usage;
-
-	getrusage(RUSAGE_SELF, &usage);
-	return usage.ru_minflt + usage.ru_majflt;
 }
 
 static void wait_for_numa_hints(struct __test_metadata *_metadata, struct area *area)
@@ -2539,6 +2562,76 @@ TEST_F_TIMEOUT(soft_dirty, uffd_wp_sync, TIMEOUT)
 	check_content(_metadata, area);
 }
 
+#ifdef __aarch64__
+/* Whether the CPU records a write to a page that is clean and writable without a fault. */
+static bool cpu_records_writes(struct __test_metadata *_metadata)
+{
+	char *mem = mmap(NULL, psize(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	long before;
+
+	ASSERT_NE(mem, MAP_FAILED);
+	__atomic_store_n(mem, 1, __ATOMIC_RELAXED);
+	ASSERT_EQ(madvise(mem, psize(), MADV_FREE), 0);
+	/* Young again, which may be a fault of its own. */
+	__atomic_load_n(mem, __ATOMIC_RELAXED);
+	before = nr_faults();
+	__atomic_store_n(mem, 2, __ATOMIC_RELAXED);
+	before = nr_faults() - before;
+	munmap(mem, psize());
+	return !before;
+}
+
+/* Whether writes to NR entries have taken FAULTS faults: those to what the test has count, too. */
+static void expect_faults(struct __test_metadata *_metadata, bool records, long faults, long nr)
+{
+	if (records) {
+		EXPECT_EQ(faults, 0);
+		return;
+	}
+	EXPECT_GE(faults, nr);
+}
+
+/* A page that was writable is made soft-clean and stays so: a CPU that can records the write. */
+TEST_F_TIMEOUT(soft_dirty, write_without_a_fault, TIMEOUT)
+{
+	struct area *area = &self->area;
+	size_t units = area->size == PMD ? area->nr / pmd_pages() : area->nr - area->first;
+	bool records = cpu_records_writes(_metadata);
+	long before;
+
+	if (is_file(area))
+		SKIP(return, "pages of a file may get copied or write-protected at any time");
+	for (int round = 0; round < 2; round++) {
+		before = nr_faults();
+		for (size_t i = area->first; i < area->nr; i++)
+			write_page(area, i);
+		expect_faults(_metadata, records, nr_faults() - before, units);
+		check(_metadata, area, "written");
+		clear_refs(_metadata, area);
+		/* Nor does the second round take one after the mapping was read-only. */
+		ASSERT_EQ(mprotect(page_addr(area, area->first), (area->nr - area->first) * psize(),
+				   PROT_READ), 0);
+		ASSERT_EQ(mprotect(page_addr(area, area->first), (area->nr - area->first) * psize(),
+				   PROT_READ | PROT_WRITE), 0);
+		check(_metadata, area, "cleared");
+	}
+
+	/* What a read maps of shared memory is writable and soft-clean as well. */
+	if (!is_shared(area) || area->size == PMD)
+		return;
+	madvise_pages(_metadata, area, area->first, area->nr - area->first, MADV_DONTNEED);
+	read_pages(area);
+	check(_metadata, area, "mapped by reads");
+	before = nr_faults();
+	write_page(area, PAGE_A);
+	expect_faults(_metadata, records, nr_faults() - before, 1);
+	/* If it is in a block of pages, that is looked at as a whole. */
+	ASSERT_EQ(mprotect(page_addr(area, PAGE_B), psize(), PROT_READ), 0);
+	check(_metadata, area, "mapped by reads, written");
+	ASSERT_EQ(mprotect(page_addr(area, PAGE_B), psize(), PROT_READ | PROT_WRITE), 0);
+}
+#endif /* __aarch64__ */
+
 /* Threads. */
 
 #define MAX_WRITERS	8
@@ -2667,32 +2760,44 @@ TEST_F_TIMEOUT(soft_dirty, copy_by_rounds, TIMEOUT)
 	stop_writers(_metadata, &all);
 }
 
-/* Whoever does not wait for clear_refs: what is written after it has returned is seen. */
-TEST_F_TIMEOUT(soft_dirty, cleared_while_writing, TIMEOUT)
+/*
+ * What is written after clear_refs has returned is seen, whatever CHANGE does to the
+ * memory meanwhile. Without that, the threads do not wait for clear_refs either; with it
+ * they begin to write with the change.
+ */
+static void change_while_writing(struct __test_metadata *_metadata, struct area *area,
+				 int rounds, void (*change)(struct __test_metadata *_metadata,
+							    struct writers *all))
 {
-	struct area *area = &self->area;
 	struct writers all;
 	size_t differ = 0;
 
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "one CPU only");
 	start_writers(_metadata, &all, area);
-	for (int round = 0; round < ROUNDS; round++) {
+	for (int round = 0; round < rounds; round++) {
 		long passes;
 
 		all.go_on = true;
-		pthread_barrier_wait(&all.begin);
+		if (!change)
+			pthread_barrier_wait(&all.begin);
 		clear_refs(_metadata, area);
 		memcpy(all.copy, page_addr(area, area->first), all.nr * psize());
+		if (change)
+			pthread_barrier_wait(&all.begin);
 		passes = all.passes;
-		while (all.passes < passes + 2 * all.nr_writers)
-			sched_yield();
+		do {
+			if (change)
+				change(_metadata, &all);
+			else
+				sched_yield();
+		} while (all.passes < passes + 2 * all.nr_writers);
 		all.go_on = false;
 		pthread_barrier_wait(&all.end);
 
 		for (size_t i = 0; i < all.nr; i++) {
 			size_t page = area->first + i;
 
+			/* A change to all entries of a folio may count a write for all. */
+			area->pages[page].may |= area->size == MTHP && change;
 			if (all.touched[page]) {
 				written(area, page);
 				area->pages[page].may = true;
@@ -2705,6 +2810,139 @@ TEST_F_TIMEOUT(soft_dirty, cleared_while_writing, TIMEOUT)
 	}
 	EXPECT_GT(differ, 0);
 	stop_writers(_metadata, &all);
+}
+
+TEST_F_TIMEOUT(soft_dirty, cleared_while_writing, TIMEOUT)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "one CPU only");
+	change_while_writing(_metadata, &self->area, ROUNDS, NULL);
+}
+
+/*
+ * Where the hardware records a write by itself, that may come at any moment of a change
+ * to the page table, and no fault waits for the end of it.
+ */
+
+#define MANY_ROUNDS	20
+
+FIXTURE(race)
+{
+	struct area area;
+};
+
+FIXTURE_VARIANT(race)
+{
+	enum kind kind;
+	enum size size;
+};
+
+FIXTURE_VARIANT_ADD(race, anon_many) { .kind = ANON, .size = MANY };
+FIXTURE_VARIANT_ADD(race, anon_mthp) { .kind = ANON, .size = MTHP };
+FIXTURE_VARIANT_ADD(race, anon_pmd) { .kind = ANON, .size = PMD };
+FIXTURE_VARIANT_ADD(race, memfd_many) { .kind = MEMFD, .size = MANY };
+FIXTURE_VARIANT_ADD(race, memfd_mthp) { .kind = MEMFD, .size = MTHP };
+
+FIXTURE_SETUP(race)
+{
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "one CPU only");
+	set_up_area(_metadata, &self->area, variant->kind, variant->size);
+}
+
+FIXTURE_TEARDOWN(race)
+{
+	restore_settings();
+}
+
+/* What the child has that was not there when the bits were cleared reads dirty in it. */
+static void fork_and_compare(struct __test_metadata *_metadata, struct writers *all)
+{
+	struct area *area = all->area;
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (!pid) {
+		size_t missed = 0;
+
+		watch(_metadata, area, getpid());
+		look(_metadata, area);
+		for (size_t i = 0; i < all->nr; i++)
+			missed += !same_as_copy(all, i) &&
+				  !(area->entries[area->first + i] & PM_SOFT_DIRTY);
+		if (missed)
+			TH_LOG("%zu written pages were missed in the child", missed);
+		_exit(!!missed);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	EXPECT_EQ(status, 0);
+}
+
+TEST_F_TIMEOUT(race, fork, TIMEOUT)
+{
+	if (is_shared(&self->area))
+		SKIP(return, "a child has no page table of shared memory");
+	change_while_writing(_metadata, &self->area, MANY_ROUNDS, fork_and_compare);
+}
+
+static void free_lazily(struct __test_metadata *_metadata, struct writers *all)
+{
+	for (int i = 0; i < 10; i++)
+		madvise_pages(_metadata, all->area, all->area->first, all->nr, MADV_FREE);
+}
+
+TEST_F_TIMEOUT(race, madv_free, TIMEOUT)
+{
+	if (is_shared(&self->area))
+		SKIP(return, "MADV_FREE is for anonymous memory");
+	change_while_writing(_metadata, &self->area, MANY_ROUNDS, free_lazily);
+}
+
+/* Not all of it: each page that is written meanwhile has to come back first. */
+static void page_out(struct __test_metadata *_metadata, struct writers *all)
+{
+	madvise_pages(_metadata, all->area, BASE_PAGES, BASE_PAGES, MADV_PAGEOUT);
+}
+
+TEST_F_TIMEOUT(race, pageout, TIMEOUT)
+{
+	if (is_shared(&self->area))
+		SKIP(return, "memory of a file forgets when it is unmapped");
+	if (!have_swap(_metadata))
+		SKIP(return, "no swap space");
+	change_while_writing(_metadata, &self->area, ROUNDS, page_out);
+}
+
+/* Stays writable, and each entry changes. */
+static void make_executable_and_back(struct __test_metadata *_metadata, struct writers *all)
+{
+	char *start = page_addr(all->area, all->area->first);
+	int prot = PROT_READ | PROT_WRITE;
+
+	ASSERT_EQ(mprotect(start, all->nr * psize(), prot | PROT_EXEC), 0);
+	ASSERT_EQ(mprotect(start, all->nr * psize(), prot), 0);
+}
+
+TEST_F_TIMEOUT(race, mprotect, TIMEOUT)
+{
+	change_while_writing(_metadata, &self->area, MANY_ROUNDS, make_executable_and_back);
+}
+
+static void migrate_once_and_back(struct __test_metadata *_metadata, struct writers *all)
+{
+	migrate(all->area, all->nr, 1);
+	migrate(all->area, all->nr, 0);
+}
+
+TEST_F_TIMEOUT(race, migration, TIMEOUT)
+{
+	if (!have_two_nodes())
+		SKIP(return, "one NUMA node only");
+	if (is_shared(&self->area) && self->area.size == MTHP)
+		SKIP(return, "memory of a file forgets when a folio is split, see folio_split");
+	change_while_writing(_metadata, &self->area, ROUNDS, migrate_once_and_back);
 }
 
 /* Whole page tables, which mremap could move without a look at their entries. */
