@@ -10,10 +10,10 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from lab import kernel, ktap, packages, trees
+from lab.kernel import Kernel
 from lab.util import LabError, run_logged, step
 
 # A place in a file, as gcc, sparse, kernel-doc, coccicheck and Sphinx give it, and the finding.
@@ -22,14 +22,6 @@ _FINDING = re.compile(r"^(?:Warning: )?([\w./+-]+\.(?:[chS]|rst)):\d+(?::[\d-]+)
 
 # Debian 12's sparse does not know the keyword, and the kernel then does without sparse.
 SPARSE = "CHECK=sparse -D__typeof_unqual__=__typeof__"
-
-
-@dataclass(frozen=True)
-class Kernel(kernel.Kernel):
-    """A kernel of which only single objects are built, in a directory of its own."""
-
-    def __str__(self):
-        return f"{super().__str__()}-static"
 
 
 def touched(base, *suffixes):
@@ -124,7 +116,8 @@ TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,
 def check_tool(name, tool, base):
     """The test that TOOL, called NAME, finds nothing new in the series of BASE."""
     files = touched(base, ".c", ".h", ".rst")
-    patched, plain = Kernel(base, debug=True), Kernel(base, debug=True, plain=True)
+    patched, plain = [Kernel(base, debug=True, plain=without, extra="static")
+                      for without in (False, True)]
     with step(f"static checks of {base}: {name}"):
         found = findings(tool(patched, files), patched.tree().name, files)
         before = Counter()
