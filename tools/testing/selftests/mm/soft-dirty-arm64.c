@@ -2572,8 +2572,9 @@ static bool cpu_records_writes(struct __test_metadata *_metadata)
 	ASSERT_NE(mem, MAP_FAILED);
 	__atomic_store_n(mem, 1, __ATOMIC_RELAXED);
 	ASSERT_EQ(madvise(mem, psize(), MADV_FREE), 0);
-	/* Young again, which may be a fault of its own. */
+	/* Young again, which may be a fault of its own; and so may the stack that is needed. */
 	__atomic_load_n(mem, __ATOMIC_RELAXED);
+	nr_faults();
 	before = nr_faults();
 	__atomic_store_n(mem, 2, __ATOMIC_RELAXED);
 	before = nr_faults() - before;
@@ -2602,6 +2603,7 @@ TEST_F_TIMEOUT(soft_dirty, write_without_a_fault, TIMEOUT)
 	if (is_file(area))
 		SKIP(return, "pages of a file may get copied or write-protected at any time");
 	for (int round = 0; round < 2; round++) {
+		nr_faults();
 		before = nr_faults();
 		for (size_t i = area->first; i < area->nr; i++)
 			write_page(area, i);
