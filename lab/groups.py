@@ -7,9 +7,10 @@ the other one, and the group's selftest has to pass. A third group, by which sof
 stay writable, is on top of both, and stays out here.
 """
 
+import re
 from dataclasses import dataclass
 
-from lab import bases, boot, kernel, ktap, packages, qemu, report, trees
+from lab import bases, boot, kernel, ktap, mutants, packages, qemu, report, trees
 from lab.matrix import GROUP_TESTS
 from lab.test import programs
 from lab.util import LabError, Parser, locked, main, step
@@ -17,7 +18,7 @@ from lab.util import LabError, Parser, locked, main, step
 # Each group by its selftest, and what the files of its patches are called.
 GROUPS = dict(zip(GROUP_TESTS, ("PAGEMAP_SCAN-ended PAGEMAP_SCAN-make pagemap-soft-clean".split(),
                                 "UFFDIO_COPY-leave uffd-soft-clean".split())))
-THIRD = "mm-read-pagemap-without-the"       # what its first patch is called
+THIRD = re.sub(r"\W+", "-", mutants.GROUP_BEGINS)  # what its first patch is called
 CPU = "neoverse-n1"
 
 
