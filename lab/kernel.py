@@ -18,13 +18,16 @@ ARCHES = {"arm64": ("aarch64-linux-gnu-", "arch/arm64/boot/Image"),
           "x86_64": ("x86_64-linux-gnu-", "arch/x86/boot/bzImage")}
 # What a kernel is made of, in its tree.
 SOURCES = (".", ":!Documentation", ":!tools/testing")
-# Nothing of the machine or the day in the image, so that ccache finds it again.
+# Nothing of the machine, the day or this directory in the image, so that ccache finds it again.
 REPRODUCIBLE = {
     "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
     "KBUILD_BUILD_USER": "lab",
     "KBUILD_BUILD_HOST": "lab",
     "CCACHE_DEPEND": "1",
     "CCACHE_NOHASHDIR": "1",
+    # Paths below it become relative ones, so the kernel's own map, an absolute one, says nothing.
+    "CCACHE_BASEDIR": str(ROOT.resolve()),
+    "CCACHE_IGNOREOPTIONS": "-fmacro-prefix-map=*",
 }
 
 
@@ -93,8 +96,12 @@ class Kernel:
 
     def make(self, *targets):
         """The command that makes TARGETS of it in its directory."""
-        return [*make(self.arch), "-C", self.tree(), f"O={self.out.resolve()}",
-                f"-j{os.cpu_count()}", f"CC=ccache {self.compiler}", *targets]
+        tree, out = self.tree(), self.out.resolve()
+        # What __FILE__ says is to be the same with the relative paths that ccache makes.
+        prefix = os.path.relpath(tree.resolve(), out)
+        return [*make(self.arch), "-C", tree, f"O={out}", f"-j{os.cpu_count()}",
+                f"CC=ccache {self.compiler}", f"KCPPFLAGS=-fmacro-prefix-map={prefix}/=",
+                *targets]
 
 
 def make(arch):
