@@ -81,20 +81,16 @@ def narrow(everything):
                 for cpu in cpus]
 
     chosen = [*boots("7.3", "4k", "cortex-a57", "neoverse-n1", "max"),
-              *boots("6.12", "4k", "cortex-a57", "neoverse-n1"),
-              *boots("7.3", "16k", "neoverse-n1")]
-    plain = [boot.plain() for boot in chosen
-             if boot.kernel.page == "4k" and boot.cpu == "neoverse-n1"
-             and (everything or boot.kernel.base == bases.LEAD)]
+              *boots("6.12", "4k", "cortex-a57", "neoverse-n1")]
     if not everything:
-        chosen += [Boot(Kernel(base, debug=True), cpu, WIDE) for base, cpu in SOME_WIDE]
-    else:
-        chosen += boots("7.3", "64k", "neoverse-n1")
-        chosen += [boot for base in bases.names()
-                   for boot in boots(base, "4k", "cortex-a57", "max", debug=False)]
-        chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1",
-                        chosen_tests(base, "4k", everything)) for base in bases.names()]
-        chosen.append(Boot(Kernel(bases.LEAD, debug=True, arch="x86_64"), "max", ON_X86))
+        return chosen + [Boot(Kernel(base, debug=True), cpu, WIDE) for base, cpu in SOME_WIDE]
+    plain = [boot.plain() for boot in chosen if boot.cpu == "neoverse-n1"]
+    chosen += [boot for page in ("16k", "64k") for boot in boots("7.3", page, "neoverse-n1")]
+    chosen += [boot for base in bases.names()
+               for boot in boots(base, "4k", "cortex-a57", "max", debug=False)]
+    chosen += [Boot(Kernel(base, soft_dirty=False), "neoverse-n1",
+                    chosen_tests(base, "4k", everything)) for base in bases.names()]
+    chosen.append(Boot(Kernel(bases.LEAD, debug=True, arch="x86_64"), "max", ON_X86))
     return chosen + plain
 
 
