@@ -3391,6 +3391,25 @@ FIXTURE_TEARDOWN(untracked)
 	restore_settings();
 }
 
+/* A page of hugetlb of the size number I, or MAP_FAILED. */
+static char *map_hugetlb(int i, int prot, int flags)
+{
+	if (hugetlb_sizes[i] > 1UL << 30)
+		return MAP_FAILED;
+	if (hugetlb_pages[i] < 1)
+		hugetlb_number(hugetlb_sizes[i], "1");
+	return mmap(NULL, hugetlb_sizes[i], prot, flags | MAP_ANONYMOUS | MAP_HUGETLB |
+		    __builtin_ctzl(hugetlb_sizes[i]) << MAP_HUGE_SHIFT, -1, 0);
+}
+
+static void unmap_hugetlb(int i, char *page)
+{
+	if (page != MAP_FAILED)
+		munmap(page, hugetlb_sizes[i]);
+	if (hugetlb_pages[i] < 1)
+		hugetlb_number(hugetlb_sizes[i], "0");
+}
+
 TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
 {
 	const unsigned long *sizes = hugetlb_sizes;
@@ -3398,15 +3417,8 @@ TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
 	int nr_tried = 0;
 
 	for (int i = 0; i < nr_hugetlb_sizes; i++) {
-		char *page;
+		char *page = map_hugetlb(i, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 
-		if (sizes[i] > 1UL << 30)
-			continue;
-		if (hugetlb_pages[i] < 1)
-			hugetlb_number(sizes[i], "1");
-		page = mmap(NULL, sizes[i], PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB |
-			    __builtin_ctzl(sizes[i]) << MAP_HUGE_SHIFT, -1, 0);
 		if (page != MAP_FAILED) {
 			nr_tried++;
 			memset(page, 1, sizes[i]);
@@ -3430,10 +3442,35 @@ TEST_F_TIMEOUT(untracked, hugetlb, TIMEOUT)
 			ASSERT_EQ(mprotect(page, sizes[i], PROT_READ | PROT_WRITE), 0);
 			page[1] = 4;
 			EXPECT_EQ(page[1], 4);
-			munmap(page, sizes[i]);
 		}
-		if (hugetlb_pages[i] < 1)
-			hugetlb_number(sizes[i], "0");
+		unmap_hugetlb(i, page);
+	}
+	if (!nr_tried)
+		SKIP(return, "no huge page to be had");
+}
+
+TEST_F_TIMEOUT(untracked, hugetlb_made_writable, TIMEOUT)
+{
+	int nr_tried = 0;
+
+	for (int i = 0; i < nr_hugetlb_sizes; i++) {
+		char *page = map_hugetlb(i, PROT_READ, MAP_SHARED);
+
+		if (page != MAP_FAILED) {
+			unsigned long there = hugetlb_sizes[i] / 2;
+
+			nr_tried++;
+			/* There, and neither dirty nor written when that is allowed. */
+			__atomic_load_n(page, __ATOMIC_RELAXED);
+			clear_refs(_metadata, &self->area);
+			ASSERT_EQ(mprotect(page, hugetlb_sizes[i], PROT_READ | PROT_WRITE), 0);
+			page[there] = 2;
+			/* Of a contiguous block GUP-fast wants to see that all agree. */
+			EXPECT_EQ(syscall(__NR_futex, page, FUTEX_WAKE, 1, NULL, NULL, 0), 0);
+			EXPECT_EQ(page[there], 2);
+			check(_metadata, &self->area, "beside hugetlb made writable");
+		}
+		unmap_hugetlb(i, page);
 	}
 	if (!nr_tried)
 		SKIP(return, "no huge page to be had");
