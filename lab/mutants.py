@@ -5,7 +5,8 @@ Each tests/mutants/*.patch makes one thing wrong in build/tree/7.3 without the g
 patches that keeps soft-clean pages writable, as somebody has it who leaves that out, and
 each tests/mutants/rearm/*.patch in all of it. The kernel with it is built and booted, and
 the build has to refuse it, or a test to fail. A mutant that nobody can tell from the
-original says so in a line "Equivalent: REASON", and passes.
+original says so in a line "Equivalent: REASON", and passes. One that another CPU
+than the usual one shows names it in a line "CPU: MODEL"; make test runs the same there.
 
 It takes hours, so it goes on where it was stopped: a verdict that is as it should be is
 kept in build/results/mutants under a hash of all that went in.
@@ -47,10 +48,11 @@ _REFUSED = re.compile(r"error: (?:static assertion failed|call to '__compiletime
 
 @dataclass(frozen=True)
 class Mutant:
-    """A patch of tests/mutants; why nobody can tell, if it says so."""
+    """A patch of tests/mutants; why nobody can tell, if it says so; the CPU to boot it on."""
 
     path: Path
     equivalent: str = ""
+    cpu: str = CPU
 
     @property
     def name(self):
@@ -119,7 +121,8 @@ def load(folder=MUTANTS):
         reason = " ".join(equivalent[1].split()) if equivalent else ""
         if equivalent and not reason:
             raise LabError(f"{path.name}: Equivalent without a reason")
-        found.append(Mutant(path, reason))
+        cpu = re.search(r"^CPU: (\S+)$", header, re.M)
+        found.append(Mutant(path, reason, cpu[1] if cpu else CPU))
     if not found:
         raise LabError(f"{relative(folder)} has no *.patch")
     return found
@@ -185,11 +188,11 @@ def refused(text):
     return line and line.replace(f"{TREE.resolve()}/", "")
 
 
-def hunt(built, programs):
-    """Boot the kernel BUILT for each of PROGRAMS (name: path); what failed first, or None."""
+def hunt(built, programs, cpu=CPU):
+    """Boot the kernel BUILT on CPU for each of PROGRAMS (name: path); what failed, or None."""
     try:
         for name, path in programs.items():
-            caught = run_program(Booted(LEAD, name=built.name), name, path)
+            caught = run_program(Booted(LEAD, name=built.name), name, path, cpu)
             if caught:
                 return caught
         return None
@@ -197,21 +200,21 @@ def hunt(built, programs):
         built.kept.unlink()
 
 
-def run_program(booted, name, path):
-    """Boot BOOTED with the program NAME at PATH; what failed in it, or None."""
+def run_program(booted, name, path, cpu):
+    """Boot BOOTED on CPU with the program NAME at PATH; what failed in it, or None."""
     files = [(path, f"/root/mm/{name}"), (boot.DRIVER, "/root/mm-selftests.sh")]
-    result = qemu.run(machine(), booted, [DRIVER, str(LIMIT), name], files, timeout=LIMIT,
-                      quiet=True)
-    return failure(name, result)
+    result = qemu.run(machine(cpu), booted, [DRIVER, str(LIMIT), name], files,
+                      timeout=LIMIT, quiet=True)
+    return failure(name, result, cpu)
 
 
-def machine():
-    """The machine that the hunt is on."""
-    return qemu.VirtArm64(CPU, smp=4, nodes=2, mem="4G")
+def machine(cpu=CPU):
+    """The machine that the hunt on CPU is on."""
+    return qemu.VirtArm64(cpu, smp=4, nodes=2, mem="4G")
 
 
-def failure(name, result):
-    """What failed in the run RESULT of the program NAME, or None."""
+def failure(name, result, cpu=CPU):
+    """What failed in the run RESULT of the program NAME on CPU, or None."""
     if result.splats:
         return f"{name}: the kernel complained: {result.splats[0][1].strip()}"
     found = re.search(r"^not ok \d+ (?:- )?(.*)$", result.output, re.M)
@@ -224,7 +227,7 @@ def failure(name, result):
         return f"{name}: the guest died"
     top = ktap.Test(name, tests=[boot.selftest(name, result.output)])
     # A skip that make test would not have passed is no pass here.
-    ktap.enforce_skips(f"{kernel.Kernel(LEAD)} {CPU}", top, ktap.allowed_skips())
+    ktap.enforce_skips(f"{kernel.Kernel(LEAD)} {cpu}", top, ktap.allowed_skips())
     return next((path for path, leaf in top.tests[0].leaves() if not leaf.passed), None)
 
 
@@ -297,7 +300,7 @@ def examine_part(mutants, programs, commit, state):
         say(f"{CONTROL}, {commit[:12]}: passes")
 
     def verdict(mutant, built, refusal):
-        found = judge(mutant, refusal or hunt(built, programs))
+        found = judge(mutant, refusal or hunt(built, programs, mutant.cpu))
         say(f"{found.name}: {found.verdict}: {found.reason}")
         if found.passed:
             write_if_changed(stored(mutant, state), json.dumps(asdict(found)) + "\n")

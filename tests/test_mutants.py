@@ -47,12 +47,14 @@ class Patches(unittest.TestCase):
         return tree
 
     def test_load(self):
-        """mutants come in the order of their names, with the reason that they give"""
+        """mutants come in the order of their names, with the reason or CPU that they give"""
         self.write("02-b.patch", f"Wrong.\n\nEquivalent: nobody\ncan tell\n\n{DIFF}")
         self.write("01-a.patch", f"Wrong.\n\n{DIFF}")
-        self.assertEqual([(mutant.name, mutant.equivalent)
+        self.write("03-c.patch", f"Wrong.\nCPU: cortex-a57\n\n{DIFF}")
+        self.assertEqual([(mutant.name, mutant.equivalent, mutant.cpu)
                           for mutant in mutants.load(self.folder)],
-                         [("01-a", ""), ("02-b", "nobody can tell")])
+                         [("01-a", "", mutants.CPU), ("02-b", "nobody can tell", mutants.CPU),
+                          ("03-c", "", "cortex-a57")])
 
     def test_load_group(self):
         """those of the group know that they are, and come last whatever their names"""
@@ -158,9 +160,9 @@ class Verdicts(unittest.TestCase):
         self.folder = Path(folder.name)
         self.did = []
 
-    def examine(self, fate, control=None):
-        """The verdicts when FATE (name: equivalent, refusal, failure) is what happens."""
-        chosen = [mutants.Mutant(self.folder / f"{name}.patch", equivalent)
+    def examine(self, fate, control=None, cpu=mutants.CPU):
+        """The verdicts when FATE (name: equivalent, refusal, failure) is what happens on CPU."""
+        chosen = [mutants.Mutant(self.folder / f"{name}.patch", equivalent, cpu)
                   for name, (equivalent, _, _) in fate.items()]
         fate = {Path(name).name: what for name, what in fate.items()}
         for mutant in chosen:
@@ -176,9 +178,11 @@ class Verdicts(unittest.TestCase):
             self.did.append((built.name, commit))
             return built, fate[mutant.name][1] if mutant else None
 
-        def hunt(built, programs):
+        def hunt(built, programs, on=mutants.CPU):
             self.did.append((built.name, *programs.values()))
-            return control if built.name == mutants.CONTROL else fate[built.name][2]
+            if built.name == mutants.CONTROL:
+                return control
+            return fate[built.name][2] if on == cpu else None
 
         with mock.patch.multiple(mutants, prepare=prepare, build=build,
                                  hunt=hunt, check_patches=lambda *_: None, load=lambda: chosen,
@@ -193,6 +197,11 @@ class Verdicts(unittest.TestCase):
         self.assertEqual([test.log for test in top.tests],
                          [["caught: soft-dirty: swap"], ["caught: error: x"],
                           ["equivalent: nobody can tell"]])
+
+    def test_cpu(self):
+        """a mutant is hunted on the CPU that it names"""
+        self.assertTrue(self.examine({"a": ("", None, "soft-dirty: swap")},
+                                     cpu="cortex-a57").ok())
 
     def test_survivor(self):
         """a mutant that nothing catches is a failure, and the others are judged"""
