@@ -1031,20 +1031,30 @@ static int ring_read(struct ring *ring, int fd, void *addr)
 	return cqes[(*head - 1) & mask].res;
 }
 
+/* What is lacking to pin a page of AREA by RING and to read the file FD there, or NULL. */
+static const char *prepare_pin(struct area *area, struct ring *ring, int *fd)
+{
+	if (area->kind == SHARED_FILE)
+		return "io_uring does not pin pages of a file";
+	if (!make_ring(ring))
+		return "no io_uring";
+	*fd = make_file(1);
+	if (*fd < 0)
+		return "no real file system with room in the working directory";
+	return NULL;
+}
+
 TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 {
 	struct area *area = &self->area;
 	char *page = page_addr(area, PAGE_A);
 	struct ring ring;
+	const char *lacking;
 	int fd;
 
-	if (area->kind == SHARED_FILE)
-		SKIP(return, "io_uring does not pin pages of a file");
-	if (!make_ring(&ring))
-		SKIP(return, "no io_uring");
-	fd = make_file(1);
-	if (fd < 0)
-		SKIP(return, "no real file system with room in the working directory");
+	lacking = prepare_pin(area, &ring, &fd);
+	if (lacking)
+		SKIP(return, "%s", lacking);
 
 	/* Whoever pins a page to write it may write at any time: it reads dirty. */
 	ASSERT_EQ(ring_register(&ring, page), 0);
@@ -1071,6 +1081,52 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	check(_metadata, area, "not pinned any more");
 	write_pages(area, chosen);
 	check(_metadata, area, "not pinned any more, written");
+	close(ring.fd);
+	close(fd);
+}
+
+static void protect(struct __test_metadata *_metadata, struct area *area, size_t first,
+		    size_t end, int prot)
+{
+	ASSERT_EQ(mprotect(page_addr(area, first), (end - first) * psize(), prot), 0);
+}
+
+/* Who has pinned it goes on writing while the process may not. */
+TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page_made_read_only, TIMEOUT)
+{
+	struct area *area = &self->area;
+	char *page = page_addr(area, PAGE_A);
+	struct ring ring;
+	const char *lacking;
+	int fd;
+
+	lacking = prepare_pin(area, &ring, &fd);
+	if (lacking)
+		SKIP(return, "%s", lacking);
+
+	ASSERT_EQ(ring_register(&ring, page), 0);
+	look(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "pinned");
+
+	protect(_metadata, area, area->first, area->nr, PROT_READ);
+	clear_refs(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "read-only, cleared");
+	ASSERT_EQ(ring_read(&ring, fd, page), psize());
+	check(_metadata, area, "read-only, cleared, written");
+
+	protect(_metadata, area, area->first, area->nr, PROT_READ | PROT_WRITE);
+	clear_refs(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "writable, cleared");
+	ASSERT_EQ(ring_read(&ring, fd, page), psize());
+	check(_metadata, area, "writable, cleared, written");
+
+	ASSERT_EQ(syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0),
+		  0);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "not pinned any more");
 	close(ring.fd);
 	close(fd);
 }
@@ -1333,12 +1389,6 @@ static void across(struct __test_metadata *_metadata, struct area *area, change_
 	write_pages(area, chosen);
 	check(_metadata, area, "after, cleared, written");
 	check_content(_metadata, area);
-}
-
-static void protect(struct __test_metadata *_metadata, struct area *area, size_t first,
-		    size_t end, int prot)
-{
-	ASSERT_EQ(mprotect(page_addr(area, first), (end - first) * psize(), prot), 0);
 }
 
 /* Both for all of the area and for a part that begins and ends within blocks. */
@@ -2602,6 +2652,8 @@ TEST_F_TIMEOUT(soft_dirty, write_without_a_fault, TIMEOUT)
 
 	if (is_file(area))
 		SKIP(return, "pages of a file may get copied or write-protected at any time");
+	/* A hint of it is a fault, too. Without NUMA there is none. */
+	set_setting("/proc/sys/kernel/numa_balancing", "0");
 	for (int round = 0; round < 2; round++) {
 		nr_faults();
 		before = nr_faults();
