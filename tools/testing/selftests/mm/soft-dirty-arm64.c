@@ -1044,6 +1044,14 @@ static const char *prepare_pin(struct area *area, struct ring *ring, int *fd)
 	return NULL;
 }
 
+/* A pin counts for the folio: what was dirty of it may stay so. */
+static void pinned(struct area *area, bool (*dirty)(const struct area *area, size_t page))
+{
+	written(area, PAGE_A);
+	for (size_t i = PAGE_A & ~63; i < BASE_PAGES && area->size == MTHP; i++)
+		area->pages[i].may = !dirty || dirty(area, i);
+}
+
 TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 {
 	struct area *area = &self->area;
@@ -1067,10 +1075,7 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	/* So it does after clear_refs. */
 	write_pages(area, chosen);
 	clear_refs(_metadata, area);
-	written(area, PAGE_A);
-	/* A pin counts for the folio, as far as it was writable. */
-	for (size_t i = PAGE_A & ~63; i < BASE_PAGES && area->size == MTHP; i++)
-		area->pages[i].may = chosen(area, i);
+	pinned(area, chosen);
 	check(_metadata, area, "pinned, cleared");
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "pinned, cleared, written");
@@ -1109,16 +1114,19 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page_made_read_only, TIMEOUT)
 	written(area, PAGE_A);
 	check(_metadata, area, "pinned");
 
+	/* All of it, so that it is in whole contpte blocks. */
+	for (size_t i = area->first; i < area->nr; i++)
+		write_page(area, i);
 	protect(_metadata, area, area->first, area->nr, PROT_READ);
 	clear_refs(_metadata, area);
-	written(area, PAGE_A);
+	pinned(area, NULL);
 	check(_metadata, area, "read-only, cleared");
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "read-only, cleared, written");
 
 	protect(_metadata, area, area->first, area->nr, PROT_READ | PROT_WRITE);
 	clear_refs(_metadata, area);
-	written(area, PAGE_A);
+	pinned(area, NULL);
 	check(_metadata, area, "writable, cleared");
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "writable, cleared, written");
