@@ -178,11 +178,11 @@ class Verdicts(unittest.TestCase):
             self.did.append((built.name, commit))
             return built, fate[mutant.name][1] if mutant else None
 
-        def hunt(built, programs, on=mutants.CPU):
+        def hunt(built, programs, model=mutants.CPU):
             self.did.append((built.name, *programs.values()))
             if built.name == mutants.CONTROL:
                 return control
-            return fate[built.name][2] if on == cpu else None
+            return fate[built.name][2] if model == cpu else None
 
         with mock.patch.multiple(mutants, prepare=prepare, build=build,
                                  hunt=hunt, check_patches=lambda *_: None, load=lambda: chosen,
