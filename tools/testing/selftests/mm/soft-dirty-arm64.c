@@ -1031,8 +1031,9 @@ static int ring_read(struct ring *ring, int fd, void *addr)
 	return cqes[(*head - 1) & mask].res;
 }
 
-/* What is lacking to pin a page of AREA by RING and to read the file FD there, or NULL. */
-static const char *prepare_pin(struct area *area, struct ring *ring, int *fd)
+/* Pin PAGE_A by RING, to read the file FD there. Returns what is lacking for that, or NULL. */
+static const char *pin_page(struct __test_metadata *_metadata, struct area *area,
+			    struct ring *ring, int *fd)
 {
 	if (area->kind == SHARED_FILE)
 		return "io_uring does not pin pages of a file";
@@ -1041,7 +1042,21 @@ static const char *prepare_pin(struct area *area, struct ring *ring, int *fd)
 	*fd = make_file(1);
 	if (*fd < 0)
 		return "no real file system with room in the working directory";
+
+	/* Whoever pins a page to write it may write at any time: it reads dirty. */
+	ASSERT_EQ(ring_register(ring, page_addr(area, PAGE_A)), 0);
+	look(_metadata, area);
+	written(area, PAGE_A);
+	check(_metadata, area, "pinned");
 	return NULL;
+}
+
+static void unpin_page(struct __test_metadata *_metadata, struct area *area, struct ring *ring)
+{
+	ASSERT_EQ(syscall(__NR_io_uring_register, ring->fd, IORING_UNREGISTER_BUFFERS, NULL, 0),
+		  0);
+	clear_refs(_metadata, area);
+	check(_metadata, area, "not pinned any more");
 }
 
 /* A pin counts for the folio: what was dirty of it may stay so. */
@@ -1060,15 +1075,10 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	const char *lacking;
 	int fd;
 
-	lacking = prepare_pin(area, &ring, &fd);
+	lacking = pin_page(_metadata, area, &ring, &fd);
 	if (lacking)
 		SKIP(return, "%s", lacking);
 
-	/* Whoever pins a page to write it may write at any time: it reads dirty. */
-	ASSERT_EQ(ring_register(&ring, page), 0);
-	look(_metadata, area);
-	written(area, PAGE_A);
-	check(_metadata, area, "pinned");
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "pinned, written");
 
@@ -1080,10 +1090,7 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page, TIMEOUT)
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "pinned, cleared, written");
 
-	ASSERT_EQ(syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0),
-		  0);
-	clear_refs(_metadata, area);
-	check(_metadata, area, "not pinned any more");
+	unpin_page(_metadata, area, &ring);
 	write_pages(area, chosen);
 	check(_metadata, area, "not pinned any more, written");
 	close(ring.fd);
@@ -1105,14 +1112,9 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page_made_read_only, TIMEOUT)
 	const char *lacking;
 	int fd;
 
-	lacking = prepare_pin(area, &ring, &fd);
+	lacking = pin_page(_metadata, area, &ring, &fd);
 	if (lacking)
 		SKIP(return, "%s", lacking);
-
-	ASSERT_EQ(ring_register(&ring, page), 0);
-	look(_metadata, area);
-	written(area, PAGE_A);
-	check(_metadata, area, "pinned");
 
 	/* All of it, so that it is in whole contpte blocks. */
 	for (size_t i = area->first; i < area->nr; i++)
@@ -1131,10 +1133,7 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page_made_read_only, TIMEOUT)
 	ASSERT_EQ(ring_read(&ring, fd, page), psize());
 	check(_metadata, area, "writable, cleared, written");
 
-	ASSERT_EQ(syscall(__NR_io_uring_register, ring.fd, IORING_UNREGISTER_BUFFERS, NULL, 0),
-		  0);
-	clear_refs(_metadata, area);
-	check(_metadata, area, "not pinned any more");
+	unpin_page(_metadata, area, &ring);
 	close(ring.fd);
 	close(fd);
 }
