@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lab import bases, kernel, packages, qemu, selftests, trees
+from lab import bases, kernel, mutants, packages, qemu, selftests, trees
 from lab.benchplot import plots
 from lab.benchtable import report
 from lab.kernel import ARCHES, Kernel
@@ -58,6 +58,20 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Core(Kernel):
+    """The kernel of the series without the group that keeps soft-clean pages writable.
+
+    It write-protects them, as the RFC of 2024 and every other architecture.
+    """
+
+    def __str__(self):
+        return f"{super().__str__()}-core"
+
+    def tree(self):
+        return trees.check_out(self.base, "core", mutants.core(trees.make(self.base)))
+
+
+@dataclass(frozen=True)
 class Guest:
     """A guest of the benchmark: a kernel on a CPU, and a program with its arguments."""
 
@@ -76,6 +90,7 @@ def guests(base):
     return [*[Guest(built, cpu, (program,), "6G") for program in ("growth", "range")
               for built, cpu in ((ours, CPUS[0]), (other, X86_CPU))],
             *[Guest(ours, cpu, ("track",)) for cpu in CPUS], Guest(other, X86_CPU, ("track",)),
+            *[Guest(Core(base), cpu, ("track", "soft-dirty")) for cpu in CPUS],
             *[Guest(built, cpu, ("untracked",)) for cpu in CPUS
               for built in (Kernel(base, plain=True), Kernel(base, soft_dirty=False), ours)]]
 

@@ -36,9 +36,10 @@ def number(value):
 
 
 def place(machine):
-    """The architecture and the CPU of a MACHINE, whatever its kernel."""
+    """The architecture and the CPU of a MACHINE, and whether its kernel has but the core."""
     kernel, cpu = machine.split(" ")
-    return f"x86-64 {cpu}" if "x86_64" in kernel else f"arm64 {cpu}"
+    return (f"x86-64 {cpu}" if "x86_64" in kernel
+            else f"arm64 {cpu}" + ", core" * kernel.endswith("-core"))
 
 
 def index(figures, program):
@@ -66,13 +67,23 @@ def ways(figures):
         order.index(part) for order, part in zip(orders, item[0])]))
 
 
-def costs(cells, free):
-    """The CELLS of a way to track as texts; FREE are those of the same memory untracked."""
+def free(found, memory, machine):
+    """Of FOUND, as ways() has it, what untracked MEMORY costs on the CPU of MACHINE.
+
+    The writes are those of the program, so they take the same on any kernel.
+    """
+    cpu = machine.split(" ")[1]
+    return next(cells for (kind, method, other), cells in found.items()
+                if (kind, method, other.split(" ")[1]) == (memory, "untracked", cpu))
+
+
+def costs(cells, untracked_cells):
+    """The CELLS of a way to track as texts, beside those of the same memory untracked."""
     arm, write = cells.get("arm first"), cells["write first"]
     reads = [cells.get(what) for what in ("read pagemap", "read scan", "read own")]
     renew = cells.get("read and arm")
     return [each(arm), each(cells.get("arm later")), each(write),
-            f"{write.instructions / free['write first'].instructions:.0f}",
+            f"{write.instructions / untracked_cells['write first'].instructions:.0f}",
             f"{write.faults / write.pages:.2f}", f"{arm.invalidations:,}" if arm else "-",
             f"{write.invalidations / write.pages:.2f}", each(reads[0]), each(reads[1] or reads[2]),
             each(renew)]
@@ -82,7 +93,7 @@ def tracking(figures, only=None):
     """Every way to track on every machine, by the kind of memory, or of the kind ONLY."""
     found = ways(figures)
     rows = [[memory, method, place(machine),
-             *costs(cells, found[memory, "untracked", machine])]
+             *costs(cells, free(found, memory, machine))]
             for (memory, method, machine), cells in found.items() if only in (None, memory)]
     return markdown(["memory", "tracked by", "machine", "arm, first", "arm, later",
                      "first write", "× untracked", "faults", "TLB inv. of arm",
@@ -96,7 +107,7 @@ def mail(figures, only):
     for (memory, method, machine), cells in found.items():
         if memory == only:
             first, _, write, times, _, _, _, pagemap, scan, renew = costs(
-                cells, found[memory, "untracked", machine])
+                cells, free(found, memory, machine))
             rows.append((method, place(machine), first, write, times, pagemap, scan, renew))
     return aligned([("tracked by", "machine", "arm", "write", "ratio", "read", "scan", "both"),
                     *rows])

@@ -13,6 +13,7 @@ kept in build/results/mutants under a hash of all that went in.
 """
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -40,7 +41,11 @@ CPU = "neoverse-n1"
 # In the order in which they run: the first that fails ends the hunt.
 SELFTESTS = (OWN_TEST, LEAD_TEST, *GROUP_TESTS)
 LIMIT = boot.TEST_LIMIT     # seconds of the host for a boot with one program
+# The objects that page tables are handled in.
+HANDLERS = ("mm/*.o", "arch/arm64/mm/*.o", "fs/proc/task_mmu.o", "kernel/events/*.o")
+OLD = 1     # a time before any object was made, in seconds since 1970
 CONTROL = "control"     # the name of the kernel that nothing was done to
+_HEADER = re.compile(r"^\+\+\+ b/(\S+\.h)$", re.M)
 # How the build says that it refuses a mutant, rather than cannot compile it.
 _REFUSED = re.compile(r"error: (?:static assertion failed|call to '__compiletime_assert_)"
                       r"|which Kconfig dropped")
@@ -157,6 +162,32 @@ def check_patches(mutants, commit):
         trees.apply_diff(TREE, mutant.path, "--check")
 
 
+def spare(built, commit):
+    """See to it that of what includes a header of a mutant only HANDLERS are compiled again.
+
+    Nearly all of the kernel includes it, and little of it changes with it. An object that is
+    left as it was can but let the mutant survive. Returns a file and the text to write to it
+    once BUILT is built of COMMIT, so that this holds for the next mutant.
+    """
+    names = {name for mutant in load()
+             for name in _HEADER.findall(mutant.path.read_text(encoding="utf-8"))}
+    headers = [TREE / name for name in sorted(names) if (TREE / name).exists()]
+    note, state = built.out / "lab.headers", f"{commit} {sha256(*headers)}\n"
+    known = note.read_text(encoding="utf-8") if note.exists() else ""
+    if not known.startswith(f"{commit} "):
+        note.unlink(missing_ok=True)
+        for path in headers:
+            path.touch()
+        return note, state
+    for path in headers:
+        os.utime(path, (OLD, OLD))
+    if known != state:
+        for path in [path for pattern in HANDLERS for path in built.out.glob(pattern)]:
+            path.unlink()
+        write_if_changed(note, state)
+    return note, state
+
+
 def build(mutant, commit, extra=""):
     """Build COMMIT with MUTANT, or as it is if that is None, with the fragment EXTRA.
 
@@ -169,8 +200,10 @@ def build(mutant, commit, extra=""):
     built = Kernel(LEAD, extra=extra, name=mutant.name if mutant else CONTROL)
     log = LOGS / f"kernel-{built}.log"
     log.unlink(missing_ok=True)
+    note, state = spare(built, commit)
     try:
         image = kernel.build(built)
+        write_if_changed(note, state)
     except LabError as err:
         text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
         refusal = refused(f"{err}\n{text}")

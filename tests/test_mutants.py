@@ -134,6 +134,34 @@ class Patches(unittest.TestCase):
         self.assertEqual([call.args[-1] for call in build.call_args_list], [older, tree])
         self.assertNotEqual(found[0][2], found[1][2])
 
+    def test_spare(self):
+        """a header of a mutant has only what handles page tables compiled again"""
+        (self.folder / "mutants").mkdir()
+        self.write("mutants/01-a.patch",
+                   "Wrong.\n\n" + DIFF.replace("a/file b/file", "a/a.h b/a.h")
+                   .replace("+++ b/file", "+++ b/a.h"))
+        found = mutants.load(self.folder / "mutants")
+        built = mock.Mock(out=self.folder)
+        header = self.write("a.h", "one\n")
+        (self.folder / "mm").mkdir()
+
+        def objects(text, commit):
+            """Which of two objects are left for TEXT in the header of COMMIT, and its age."""
+            for name in ("mm/one.o", "other.o"):
+                self.write(name, "")
+            header.write_text(text, encoding="utf-8")
+            with mock.patch.multiple(mutants, TREE=self.folder, load=lambda: found):
+                note, state = mutants.spare(built, commit)
+            note.write_text(state, encoding="utf-8")
+            return ([path.name for path in (self.folder / "mm/one.o", self.folder / "other.o")
+                     if path.exists()], header.stat().st_mtime == mutants.OLD)
+
+        self.assertEqual(objects("one\n", "1" * 40), (["one.o", "other.o"], False))
+        self.assertEqual(objects("two\n", "1" * 40), (["other.o"], True))
+        self.assertEqual(objects("two\n", "1" * 40), (["one.o", "other.o"], True))
+        self.assertEqual(objects("one\n", "1" * 40), (["other.o"], True))
+        self.assertEqual(objects("one\n", "2" * 40), (["one.o", "other.o"], False))
+
     def test_selftests_of_another_tree(self):
         """what is built from another tree does not take the place of what the base's has"""
         self.make_tree("base")
