@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -645,6 +646,43 @@ TEST_F(interface, hugetlb)
 		EXPECT_TRUE(pagemap_is_softdirty(self->area.pagemap, mem));
 	}
 	munmap(mem, size);
+}
+
+/* A huge page of hugetlb is write-protected whole, or walk_end says that it was left out. */
+TEST_F(interface, part_of_a_hugetlb_page)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+	};
+	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	struct pm_scan_arg arg = request(&self->area, 0, 0, PM_SCAN_WP_MATCHING);
+	size_t size = default_huge_page_size();
+	char *mem;
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		SKIP(return, "no userfaultfd that writes go on with");
+	if (!size)
+		SKIP(return, "no hugetlb");
+	mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	if (mem == MAP_FAILED)
+		SKIP(return, "no huge page of hugetlb is free");
+	store(mem, 1);
+	ASSERT_EQ(uffd_register(uffd, mem, size, false, true, false), 0);
+	arg.category_mask = PAGE_IS_WRITTEN;
+	arg.return_mask = PAGE_IS_WRITTEN;
+	arg.start = (uintptr_t)mem;
+	arg.end = (uintptr_t)mem + size / 2;
+	EXPECT_EQ(ioctl(self->area.pagemap, PAGEMAP_SCAN, &arg), 0);
+	EXPECT_EQ(arg.walk_end, arg.start);
+	arg.end = (uintptr_t)mem + size;
+	for (int i = 1; i >= 0; i--) {
+		EXPECT_EQ(ioctl(self->area.pagemap, PAGEMAP_SCAN, &arg), i);
+		EXPECT_EQ(arg.walk_end, arg.end);
+	}
+	munmap(mem, size);
+	close(uffd);
 }
 
 /* It stands alone. */

@@ -46,6 +46,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+#include "../../../../mm/gup_test.h"
 #include "vm_util.h"
 #include "hugepage_settings.h"
 
@@ -1136,6 +1137,30 @@ TEST_F_TIMEOUT(soft_dirty, write_to_a_pinned_page_made_read_only, TIMEOUT)
 	unpin_page(_metadata, area, &ring);
 	close(ring.fd);
 	close(fd);
+}
+
+/* Who has pinned a page to read it does not write to it. */
+TEST_F_TIMEOUT(soft_dirty, page_pinned_to_be_read, TIMEOUT)
+{
+	struct area *area = &self->area;
+	struct pin_longterm_test pin = {
+		.addr = (uintptr_t)page_addr(area, area->first),
+		.size = (area->nr - area->first) * psize(),
+	};
+	int gup = open("/sys/kernel/debug/gup_test", O_RDWR);
+
+	if (gup < 0)
+		SKIP(return, "no gup_test");
+	ASSERT_EQ(ioctl(gup, PIN_LONGTERM_TEST_START, &pin), 0);
+	look(_metadata, area);
+	for (int i = 0; i < 2; i++) {
+		clear_refs(_metadata, area);
+		check(_metadata, area, "pinned, cleared");
+	}
+	ASSERT_EQ(ioctl(gup, PIN_LONGTERM_TEST_STOP), 0);
+	write_pages(area, chosen);
+	check(_metadata, area, "not pinned any more, written");
+	close(gup);
 }
 
 /* Where the kernel writes a word on behalf of the process. */
