@@ -2669,11 +2669,14 @@ static bool cpu_records_writes(struct __test_metadata *_metadata)
 	return !before;
 }
 
-/* Whether writes to NR entries have taken FAULTS faults: those to what the test has count, too. */
+/*
+ * Whether writes to NR entries have taken FAULTS faults. Those to the test's own memory count,
+ * too: beside many entries that may be a few.
+ */
 static void expect_faults(struct __test_metadata *_metadata, bool records, long faults, long nr)
 {
 	if (records) {
-		EXPECT_EQ(faults, 0);
+		EXPECT_LE(faults, nr / 100);
 		return;
 	}
 	EXPECT_GE(faults, nr);
