@@ -621,18 +621,27 @@ TEST_F(interface, new_mapping)
 	check(_metadata, area);
 }
 
+/* Map a huge page of hugetlb. Returns what is lacking for that, or NULL. */
+static const char *map_hugetlb(char **mem, size_t *size)
+{
+	*size = default_huge_page_size();
+	if (!*size)
+		return "no hugetlb";
+	*mem = mmap(NULL, *size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	return *mem == MAP_FAILED ? "no huge page of hugetlb is free" : NULL;
+}
+
 /* The pages of hugetlb are reported, and not made clean. */
 TEST_F(interface, hugetlb)
 {
-	size_t size = default_huge_page_size();
+	const char *lacking;
+	size_t size;
 	char *mem;
 
-	if (!size)
-		SKIP(return, "no hugetlb");
-	mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	if (mem == MAP_FAILED)
-		SKIP(return, "no huge page of hugetlb is free");
+	lacking = map_hugetlb(&mem, &size);
+	if (lacking)
+		SKIP(return, "%s", lacking);
 	for (int i = 0; i < 3; i++) {
 		struct pm_scan_arg arg = request(&self->area, 0, 0, CLEAN);
 
@@ -657,17 +666,15 @@ TEST_F(interface, part_of_a_hugetlb_page)
 	};
 	int uffd = syscall(__NR_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
 	struct pm_scan_arg arg = request(&self->area, 0, 0, PM_SCAN_WP_MATCHING);
-	size_t size = default_huge_page_size();
+	const char *lacking;
+	size_t size;
 	char *mem;
 
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
 		SKIP(return, "no userfaultfd that writes go on with");
-	if (!size)
-		SKIP(return, "no hugetlb");
-	mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
-		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	if (mem == MAP_FAILED)
-		SKIP(return, "no huge page of hugetlb is free");
+	lacking = map_hugetlb(&mem, &size);
+	if (lacking)
+		SKIP(return, "%s", lacking);
 	store(mem, 1);
 	ASSERT_EQ(uffd_register(uffd, mem, size, false, true, false), 0);
 	arg.category_mask = PAGE_IS_WRITTEN;
