@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """make off: with CONFIG_MEM_SOFT_DIRTY=n, is the kernel the one of the plain base?
 
-The vmlinux of both are compared function by function and object by object. An address
-is compared as the symbol that it is in, since one function that has grown moves all
-that come after. What may differ, and why, is in tests/off-differences; what is listed
-there has to differ. With the option on, and nobody using it: the sizes.
+Both are compared function by function, by vmlinux.o, in which each address still says what it
+is of, and object by object, by vmlinux. An address is compared as the symbol that it is in,
+since one function that has grown moves all that come after. What may differ, and why, is in
+tests/off-differences; what is listed there has to differ. With the option on, and nobody using
+it: the sizes.
 """
 
 import fnmatch
@@ -25,18 +26,20 @@ BUILD = ("linux_banner", "linux_proc_banner", "init_uts_ns", "kallsyms_*", "verm
          "__start___bug_table", "kernel_config_data", "__vdso_*", "vdso_*")
 # The compiler numbers what it makes, and counts on through a file.
 _NUMBER = re.compile(r"\.\d+$")
+_SYMBOL = re.compile(r"^ *\d+: ([0-9a-f]{16}) +(\d+|0x[0-9a-f]+) (\w+) +\w+ +\w+ +"
+                     r"(?:\[.*\] )?(\d+) (\S+)$")
 _HEADER = re.compile(r"^([0-9a-f]{16}) <(.+)>:$")
-_INSTRUCTION = re.compile(r"^\s*([0-9a-f]+):\t(.*)$")
-_TARGET = re.compile(r"\b[0-9a-f]{16} (<[^>]+>)")
+_INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t(.*)$")
+_RELOCATION = re.compile(r"^\t+[0-9a-f]+: (R_AARCH64_\w+)\t([^+-]+)([+-]0x[0-9a-f]+)?$")
+_TARGET = re.compile(r"\b[0-9a-f]+ (<[^>]+>)")
 _LABEL = re.compile(r"<([^<>]+)>")
+_PLACE = re.compile(r",?\s<[^<>]+>$")
 _PADDING = ("nop", "udf\t#0")
-_ADRP = re.compile(r"^adrp\t(x\d+), ([0-9a-f]+)")
-_LOW = re.compile(r"^(add\tx\d+, (x\d+), #0x([0-9a-f]+)$|\w+\t.*\[(x\d+)(?:, #(\d+))?\])")
 
 
 @dataclass(frozen=True)
 class Image:
-    """What is compared of a vmlinux: the text of each function and object, by name."""
+    """What is compared of a kernel: the text of each function and object, by name."""
 
     functions: dict
     objects: dict
@@ -44,27 +47,42 @@ class Image:
 
 
 class Symbols:
-    """The symbols and sections of a vmlinux, to tell what an address is in."""
+    """The symbols and sections of an ELF file, to tell what an address is in.
 
-    def __init__(self, vmlinux):
+    In a file that is yet to be linked each section begins at 0: here they follow each other.
+    """
+
+    def __init__(self, path):
         found, self.ends = {}, {}
         self.objects, self.code = [], 0
-        self.image, self.placed = vmlinux.read_bytes(), sections(vmlinux)
-        for line in output([f"{PREFIX}nm", "-n", "-S", vmlinux]).splitlines():
-            fields = line.split()
-            # Mapping symbols come and go with the layout, and what is absolute is no address.
-            if len(fields) < 3 or fields[-1].startswith("$") or fields[-2] in "aA":
+        self.image, self.placed, self.moved = path.read_bytes(), {}, {}
+        for number, name, start, *rest in sections(path):
+            self.moved[number] = self.free() if not start else 0
+            self.placed[name] = (start or self.moved[number], *rest)
+        for line in output([f"{PREFIX}readelf", "-sW", path]).splitlines():
+            symbol = _SYMBOL.match(line)
+            # Mapping symbols come and go with the layout.
+            if not symbol or symbol[4] not in self.moved or symbol[5].startswith("$"):
                 continue
-            address, name = int(fields[0], 16), _NUMBER.sub("", fields[-1])
+            address = int(symbol[1], 16) + self.moved[symbol[4]]
+            size, name = int(symbol[2], 0), _NUMBER.sub("", symbol[5])
+            if symbol[3] in ("SECTION", "FILE"):
+                continue
             found.setdefault(address, name)
-            if len(fields) == 4:
-                self.ends[address] = max(self.ends.get(address, 0), address + int(fields[1], 16))
-            if len(fields) == 4 and fields[2] in "dDrRbBvV":
-                self.objects.append((address, int(fields[1], 16), name))
-            if len(fields) == 4 and fields[2] in "tTwW":
-                self.code += int(fields[1], 16)
+            if size:
+                self.ends[address] = max(self.ends.get(address, 0), address + size)
+            if size and symbol[3] == "OBJECT":
+                self.objects.append((address, size, name))
+            if size and symbol[3] == "FUNC":
+                self.code += size
+        self.objects.sort()
         self.starts = sorted(found)
         self.names = [found[start] for start in self.starts]
+
+    def free(self):
+        """An address behind all sections so far."""
+        return max((start + length for start, _, length, _ in self.placed.values()),
+                   default=1 << 40) + 0x1000 & ~0xfff
 
     def name(self, address):
         """ADDRESS as a symbol and an offset, or behind a symbol's end as what is there.
@@ -109,22 +127,35 @@ def _next_name(name, found):
     return numbered
 
 
-def functions(vmlinux, symbols):
-    """The functions of VMLINUX as normalised disassembly, by name; twins are numbered."""
-    found, lines, pages = {}, [], {}
-    listing = output([f"{PREFIX}objdump", "-d", "--no-show-raw-insn", vmlinux])
-    for line in listing.splitlines():
-        header = _HEADER.match(line)
+def functions(path):
+    """The functions of the object file PATH as normalised disassembly, by name.
+
+    Twins are numbered.
+    """
+    found, lines, symbols = {}, [], Symbols(path)
+    for line in output([f"{PREFIX}objdump", "-dr", "--no-show-raw-insn", path]).splitlines():
+        header, instruction = _HEADER.match(line), _INSTRUCTION.match(line)
+        relocation = _RELOCATION.match(line)
         if header:
-            lines, pages = [], {}
+            lines = []
             name = _next_name(_NUMBER.sub("", header[2]), found)
             found[name] = int(header[1], 16), header[2], lines
-            continue
-        instruction = _INSTRUCTION.match(line)
-        if instruction:
+        elif instruction:
             text = instruction[2].split("\t//")[0].split(" // ")[0].rstrip()
-            lines.append((int(instruction[1], 16), _normal(text, pages, symbols)))
+            lines.append((int(instruction[1], 16), _TARGET.sub(r"\1", text)))
+        elif relocation:
+            address, text = lines[-1]
+            # The text names the begin of the section, for want of an address.
+            lines[-1] = address, f"{_PLACE.sub('', text)} [{_of(relocation, symbols)}]"
     return {name: _numbered(*parts) for name, parts in found.items()}
+
+
+def _of(relocation, symbols):
+    """What the match RELOCATION refers to: a symbol, or what is in a section at an offset."""
+    name, offset = relocation[2], relocation[3] or ""
+    if name in symbols.placed:
+        return symbols.name(symbols.placed[name][0] + int(offset or "0", 16))
+    return f"{_NUMBER.sub('', name)}{offset}"
 
 
 def _numbered(start, symbol, lines):
@@ -145,36 +176,16 @@ def _numbered(start, symbol, lines):
     return "\n".join(_LABEL.sub(label, text) for _, text in kept)
 
 
-def _normal(text, pages, symbols):
-    """The instruction TEXT without addresses. PAGES: what adrp and add left in registers."""
-    page = _ADRP.match(text)
-    if page:
-        pages[page[1]] = int(page[2], 16)
-        return f"adrp\t{page[1]}"
-    low, address = _LOW.match(text), None
-    register = low and (low[2] or low[4])
-    if low and register in pages:
-        address = pages[register] + (int(low[3], 16) if low[3] else int(low[5] or 0))
-        immediate = r"#0x[0-9a-f]+$" if low[3] else r"\[x\d+(?:, #\d+)?\]"
-        text = re.sub(immediate, lambda _: f"[{register} {symbols.name(address)}]", text)
-    written = re.match(r"^\w[\w.]*\t([wx]\d+)", text)
-    if written and not text.startswith(("str", "stp", "cmp", "cbz", "cbnz", "tb", "stl")):
-        pages.pop(written[1].replace("w", "x"), None)
-        if address and low[3]:      # an anchor, from which others are reached
-            pages[written[1]] = address
-    return _TARGET.sub(r"\1", text)
-
-
-def sections(vmlinux):
-    """The sections of VMLINUX that are loaded: address, offset, size and type, by name."""
-    found = {}
-    for line in output([f"{PREFIX}readelf", "-SW", vmlinux]).splitlines():
-        fields = re.match(r"^\s*\[ *\d+\] (\S+)\s+(\S+)\s+([0-9a-f]{16}) ([0-9a-f]+) ([0-9a-f]+)",
-                          line)
-        if fields and int(fields[3], 16):
-            found[fields[1]] = (int(fields[3], 16), int(fields[4], 16), int(fields[5], 16),
-                                fields[2])
-    return found
+def sections(path):
+    """Of the sections of the ELF file PATH that are loaded: number, name, address, offset, size
+    and type.
+    """
+    for line in output([f"{PREFIX}readelf", "-SW", path]).splitlines():
+        fields = re.match(r"^ *\[ *(\d+)\] (\S+) +(\S+) +([0-9a-f]{16}) ([0-9a-f]+) ([0-9a-f]+)"
+                          r" \S+ +\w*A", line)
+        if fields:
+            yield (fields[1], fields[2], int(fields[4], 16), int(fields[5], 16),
+                   int(fields[6], 16), fields[3])
 
 
 def objects(symbols):
@@ -195,9 +206,9 @@ def objects(symbols):
 
 
 def read(vmlinux):
-    """The Image of VMLINUX."""
+    """The Image of VMLINUX, which lies beside what it was linked from."""
     symbols = Symbols(vmlinux)
-    return Image(functions(vmlinux, symbols), objects(symbols), sizes(symbols))
+    return Image(functions(vmlinux.with_suffix(".o")), objects(symbols), sizes(symbols))
 
 
 def sizes(symbols):

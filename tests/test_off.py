@@ -17,9 +17,10 @@ const char *word(int i) { counter++; return words[i]; }
 int (*hook)(int) = grow;
 const char *(*other)(int) = word;
 int value = %d;
+const char *say(void) { return "%s"; }
 const char *empty = "";
 long pick(int i) { const long one[] = { -1, -2, -3, -4, -5, -6, -7, -8 }; return one[i]; }
-void _start(void) { hook(counter); other(value); pick(counter); }
+void _start(void) { hook(counter); other(value); say(); pick(counter); }
 """
 
 
@@ -32,12 +33,13 @@ class Off(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
 
-    def image(self, name, growth="", value=7, table=64):
-        """The Image of the program with GROWTH in a function, VALUE in an object, and a TABLE."""
+    def image(self, name, growth="", value=7, table=64, word="say"):
+        """The Image of the program with GROWTH and WORD in functions, a VALUE, and a TABLE."""
         source, program = self.folder / f"{name}.c", self.folder / name
-        source.write_text(SOURCE % (table, growth, value), encoding="utf-8")
-        subprocess.run([f"{off.PREFIX}gcc", "-O2", "-fno-inline", "-nostdlib", "-static",
-                        "-fno-toplevel-reorder", "-o", program, source], check=True)
+        source.write_text(SOURCE % (table, growth, value, word), encoding="utf-8")
+        subprocess.run([f"{off.PREFIX}gcc", "-O2", "-fno-inline", "-fno-toplevel-reorder",
+                        "-c", "-o", program.with_suffix(".o"), source], check=True)
+        subprocess.run([f"{off.PREFIX}ld", "-o", program, program.with_suffix(".o")], check=True)
         return off.read(program)
 
     def differences(self, before, after):
@@ -62,6 +64,11 @@ class Off(unittest.TestCase):
         """an object with another value differs"""
         self.assertEqual(self.differences(self.image("a"), self.image("b", value=8)),
                          {"value": "differs"})
+
+    def test_literal(self):
+        """a function that refers to another string literal differs"""
+        self.assertEqual(self.differences(self.image("a"), self.image("b", word="sad")),
+                         {"say": "differs"})
 
     def test_table(self):
         """what has no name, and moves with a table of another size, differs in nothing"""
