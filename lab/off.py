@@ -9,6 +9,7 @@ it: the sizes.
 """
 
 import fnmatch
+import math
 import re
 import struct
 from bisect import bisect_left, bisect_right
@@ -29,6 +30,7 @@ _NUMBER = re.compile(r"\.\d+$")
 _SYMBOL = re.compile(r"^ *\d+: ([0-9a-f]{16}) +(\d+|0x[0-9a-f]+) (\w+) +\w+ +\w+ +"
                      r"(?:\[.*\] )?(\d+) (\S+)$")
 _HEADER = re.compile(r"^([0-9a-f]{16}) <(.+)>:$")
+_SECTION = re.compile(r"^Disassembly of section (\S+):$")
 _INSTRUCTION = re.compile(r"^ *([0-9a-f]+):\t(.*)$")
 _RELOCATION = re.compile(r"^\t+[0-9a-f]+: (R_AARCH64_\w+)\t([^+-]+)([+-]0x[0-9a-f]+)?$")
 _TARGET = re.compile(r"\b[0-9a-f]+ (<[^>]+>)")
@@ -130,18 +132,24 @@ def _next_name(name, found):
 def functions(path):
     """The functions of the object file PATH as normalised disassembly, by name.
 
-    Twins are numbered.
+    Twins are numbered. Left out are the alternatives of instructions, which stand without a name
+    behind the last function of a source file: they differ with what they stand in for.
     """
     found, lines, symbols = {}, [], Symbols(path)
     for line in output([f"{PREFIX}objdump", "-dr", "--no-show-raw-insn", path]).splitlines():
-        header, instruction = _HEADER.match(line), _INSTRUCTION.match(line)
-        relocation = _RELOCATION.match(line)
-        if header:
-            lines = []
+        section, header = _SECTION.match(line), _HEADER.match(line)
+        instruction, relocation = _INSTRUCTION.match(line), _RELOCATION.match(line)
+        if section:
+            begin = symbols.placed[section[1]][0]
+        elif header:
+            start, lines = int(header[1], 16), []
+            end = symbols.ends.get(begin + start, math.inf) - begin
             name = _next_name(_NUMBER.sub("", header[2]), found)
-            found[name] = int(header[1], 16), header[2], lines
+            found[name] = start, header[2], lines
         elif instruction:
             text = instruction[2].split("\t//")[0].split(" // ")[0].rstrip()
+            if int(instruction[1], 16) >= end:
+                lines = []
             lines.append((int(instruction[1], 16), _TARGET.sub(r"\1", text)))
         elif relocation:
             address, text = lines[-1]
@@ -161,8 +169,8 @@ def _of(relocation, symbols):
 def _numbered(start, symbol, lines):
     """LINES (address, text) of the function SYMBOL at START, its jumps told by instruction.
 
-    Padding goes: the compiler aligns loops by addresses. Of a jump into another function,
-    as the alternatives that stand behind the last one have, only the function is told.
+    Padding goes: the compiler aligns loops by addresses. Of a jump into another function only
+    that is told.
     """
     kept = [(address, text) for address, text in lines if text not in _PADDING]
     addresses = [address for address, _ in kept]
