@@ -155,6 +155,13 @@ def core(tree):
     raise LabError(f"{relative(tree)} has no commit '{GROUP_BEGINS}'")
 
 
+def sources(tree, commit):
+    """What kernels are built from in COMMIT of the git tree TREE: a line a file, with its hash."""
+    besides = tuple(f"{path.removeprefix(':!')}/" for path in kernel.SOURCES[1:])
+    return [line for line in trees.git(tree, "ls-tree", "-r", commit).splitlines()
+            if not line.partition("\t")[2].startswith(besides)]
+
+
 def check_patches(mutants, commit):
     """LabError that names the first of MUTANTS that does not apply on COMMIT."""
     trees.check_out(LEAD, "mutant", commit)
@@ -289,8 +296,7 @@ def prepare(in_group):
     programs = selftests.build(LEAD, SELFTESTS, "arm64", source)
     found = {name: programs / name for name in SELFTESTS}
     found[MAP] = demo.build()
-    state = sha256(trees.git(tree, "rev-parse", f"{commit}^{{tree}}"),
-                   *[part for pair in found.items() for part in pair],
+    state = sha256(*sources(tree, commit), *[part for pair in found.items() for part in pair],
                    *Kernel(LEAD).fragments(), DRIVER, boot.DRIVER, ktap.ALLOWED,
                    output([f"{kernel.ARCHES['arm64'][0]}gcc", "--version"]),
                    machine().version())

@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lab import bases, boot, criu, kernel, ktap, packages, qemu, report, rootfs, stored
 from lab.kernel import Kernel
-from lab.util import (BUILD, Parser, locked, main, output, relative, run_logged, say, sha256,
-                      step)
+from lab.util import (BUILD, LabError, Parser, locked, main, output, relative, run_logged, say,
+                      sha256, step)
 
 FOLDER = BUILD / "zdtm"
-TOOLS = {"protoc-c": "protobuf-c-compiler", "pkg-config": "pkg-config"}
+TOOLS = {"protoc": "protobuf-compiler", "protoc-c": "protobuf-c-compiler",
+         "pkg-config": "pkg-config"}
 # What the tests are linked with, and what they and zdtm.py want in the guest.
 LIBRARIES = ("libaio-dev", "libcap-dev", "libnl-3-dev", "libnl-route-3-dev", "libprotobuf-c-dev")
 PACKAGES = (*criu.PACKAGES, "acl", "attr", "libaio1t64", "libcap2-bin", "libnl-route-3-200",
@@ -151,21 +152,30 @@ def excuse(built, flavour, tests):
 
 def examine(base):
     """The test of the whole suite on BASE, a test each run of it."""
-    built = Kernel(base, extra="criu")
-    kernel.build(built)
-    running = {}
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for name, (options, shards) in RUNS.items():
-            running[name] = [pool.submit(
-                run, built, name, f"{built} {name} {shard + 1} of {shards}", *options,
-                *(["--test-shard-index", str(shard), "--test-shard-count", str(shards)]
-                  if shards > 1 else [])) for shard in range(shards)]
-    top = ktap.Test(f"CRIU's tests on {base}")
-    for name, shards in running.items():
-        tests = [leaf for future in shards for leaf in future.result().tests]
-        excuse(built, name, tests)
-        top.tests.append(ktap.Test(name, tests=sorted(tests, key=lambda leaf: leaf.name)))
+    built, top = Kernel(base, extra="criu"), ktap.Test(f"CRIU's tests on {base}")
+    pool = ThreadPoolExecutor(max_workers=2)
+    try:
+        kernel.build(built)
+        root()
+        build()
+        running = {name: [pool.submit(run, built, name, f"{built} {name} {shard + 1} of {shards}",
+                                      *options, *slice_of(shard, shards))
+                          for shard in range(shards)]
+                   for name, (options, shards) in RUNS.items()}
+        for name, futures in running.items():
+            tests = [leaf for future in futures for leaf in future.result().tests]
+            excuse(built, name, tests)
+            top.tests.append(ktap.Test(name, tests=sorted(tests, key=lambda leaf: leaf.name)))
+    except LabError as err:
+        top.fail("the suite can be run", str(err))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return top
+
+
+def slice_of(shard, shards):
+    """The options of zdtm.py for one of SHARDS."""
+    return ("--test-shard-index", str(shard), "--test-shard-count", str(shards)) * (shards > 1)
 
 
 def table(top):

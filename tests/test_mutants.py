@@ -116,6 +116,16 @@ class Patches(unittest.TestCase):
         with self.assertRaisesRegex(LabError, f"no commit '{mutants.GROUP_BEGINS}'$"):
             mutants.core(tree)
 
+    def test_sources(self):
+        """what kernels are built from does not change with the documentation"""
+        tree = self.make_tree("one")
+        (tree / "Documentation").mkdir()
+        before = mutants.sources(tree, "HEAD")
+        self.write("tree/Documentation/file", "two\n")
+        self.assertEqual(mutants.sources(tree, mutants.snapshot(tree)), before)
+        self.write("tree/file", "two\n")
+        self.assertNotEqual(mutants.sources(tree, mutants.snapshot(tree)), before)
+
     def test_prepare(self):
         """the mutants of the group are hunted by the tree's tests, the others by older ones"""
         tree = self.make_tree("core", mutants.GROUP_BEGINS)
