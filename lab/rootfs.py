@@ -21,6 +21,8 @@ SETUP = r"""
 ln -sf bash "$1/bin/sh"
 ln -sf gawk "$1/usr/bin/awk"
 ln -sf which.debianutils "$1/usr/bin/which"
+rmdir "$1/var/run"
+ln -s ../run "$1/var/run"
 printf '%s\n' root:x:0:0:root:/root:/bin/bash nobody:x:65534:65534:nobody:/:/bin/sh \
     > "$1/etc/passwd"
 printf '%s\n' root:x:0: nogroup:x:65534: > "$1/etc/group"

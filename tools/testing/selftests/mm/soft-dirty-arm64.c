@@ -2725,6 +2725,25 @@ TEST_F_TIMEOUT(soft_dirty, write_without_a_fault, TIMEOUT)
 	check(_metadata, area, "mapped by reads, written");
 	ASSERT_EQ(mprotect(page_addr(area, PAGE_B), psize(), PROT_READ | PROT_WRITE), 0);
 }
+
+/* What mremap marks and was written before has nothing left to record, on any CPU. */
+TEST_F_TIMEOUT(soft_dirty, write_of_a_moved_page, TIMEOUT)
+{
+	struct area *area = &self->area;
+	long faults = 0;
+
+	if (is_file(area))
+		SKIP(return, "pages of a file may get copied or write-protected at any time");
+	set_setting("/proc/sys/kernel/numa_balancing", "0");
+	for (size_t i = area->first; i < area->nr; i++)
+		write_page(area, i);
+	clear_refs(_metadata, area);
+	mremap_move(_metadata, area);
+	for (size_t i = area->first; i < area->nr; i++)
+		faults += write_and_count_faults(area, i);
+	EXPECT_EQ(faults, 0);
+	check(_metadata, area, "moved and written");
+}
 #endif /* __aarch64__ */
 
 /* Threads. */
