@@ -61,6 +61,7 @@ BUILD_FILES = {
     "/usr/include/openssl/opensslv.h": "libssl-dev",
     "/usr/aarch64-linux-gnu/include/stdio.h": "libc6-dev-arm64-cross",
 }
+STATIC_FILES = {"/usr/include/urcu.h": "liburcu-dev"}
 
 
 def need(tools, files=()):

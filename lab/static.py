@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from lab import kernel, ktap, packages, trees
+from lab import bases, kernel, ktap, packages, trees
 from lab.kernel import Kernel
 from lab.util import LabError, run_logged, step
 
@@ -109,6 +109,7 @@ def _sphinx(built, files):
 EACH_ALONE = ("coccicheck",)
 # What takes as long as all the others, and is left to make check and make test-all.
 SLOW = ("coccicheck",)
+VMA_TESTS = "tools/testing/vma"
 TOOLS = {"gcc W=1": _gcc, "sparse": _sparse, "kernel-doc": _kernel_doc,
          "coccicheck": _coccicheck, "Sphinx": _sphinx}
 
@@ -131,10 +132,28 @@ def check_tool(name, tool, base):
                      log=[f"{path}: {text}" for path, text in sorted(new.elements())])
 
 
+def check_vma_tests(tree):
+    """The test that the kernel's tests of mm/vma.c in user space build in TREE and pass."""
+    top = ktap.Test(VMA_TESTS)
+    try:
+        with step(f"static checks of {tree.name}: {VMA_TESTS}"):
+            run_logged(["make", "-C", tree / VMA_TESTS], f"static-vma-{tree.name}")
+            run_logged(["./vma"], f"static-vma-run-{tree.name}", cwd=tree / VMA_TESTS)
+        top.tests.append(ktap.Test("builds and passes"))
+    except LabError as err:
+        top.fail("builds and passes", str(err))
+    finally:
+        trees.git(tree, "clean", "-qfdx", VMA_TESTS)
+    return top
+
+
 def check(base, everything):
     """The test of the series of BASE, by those of TOOLS that are SLOW only with EVERYTHING."""
-    packages.need({**packages.BUILD_TOOLS, **packages.STATIC_TOOLS}, packages.BUILD_FILES)
+    packages.need({**packages.BUILD_TOOLS, **packages.STATIC_TOOLS},
+                  {**packages.BUILD_FILES, **packages.STATIC_FILES})
     top = ktap.Test("static checks")
+    if base == bases.LEAD:      # that of 6.12 does not link by itself
+        top.tests.append(check_vma_tests(trees.make(base)))
     for name, tool in TOOLS.items():
         if name in SLOW and not everything:
             continue

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 from lab import static
+from lab.util import LabError
 
 SAID = """\
 make: Entering directory '/somewhere/tree/7.3'
@@ -71,6 +72,25 @@ class Findings(unittest.TestCase):
                     self.assertTrue(static.check_tool(name, tool, "7.3").passed)
         both = [str(file) for file in files]
         self.assertEqual(asked, [both, ["mm/ksm.c"], both, both])
+
+
+class VmaTests(unittest.TestCase):
+    """The kernel's tests of mm/vma.c in user space."""
+
+    def check(self, **run_logged):
+        """The test that comes of it if running a command is what RUN_LOGGED says."""
+        with mock.patch.object(static, "run_logged", **run_logged), \
+                mock.patch.object(static.trees, "git") as git:
+            top = static.check_vma_tests(Path("/tree/7.3"))
+        git.assert_called_once_with(Path("/tree/7.3"), "clean", "-qfdx", static.VMA_TESTS)
+        return top
+
+    def test_vma_tests(self):
+        """they have to build and to pass, and leave nothing in the tree"""
+        self.assertTrue(self.check(return_value="").ok())
+        failed = self.check(side_effect=[None, LabError("status 1")])
+        self.assertEqual([(leaf.passed, leaf.log) for _, leaf in failed.leaves()],
+                         [(False, ["status 1"])])
 
 
 if __name__ == "__main__":
