@@ -57,19 +57,18 @@ class Symbols:
     def __init__(self, path):
         found, self.ends = {}, {}
         self.objects, self.code = [], 0
-        self.image, self.placed, self.moved = path.read_bytes(), {}, {}
+        self.image, self.placed, moved = path.read_bytes(), {}, {}
         for number, name, start, *rest in sections(path):
-            self.moved[number] = self.free() if not start else 0
-            self.placed[name] = (start or self.moved[number], *rest)
+            moved[number] = 0 if start else self.free()
+            self.placed[name] = (start or moved[number], *rest)
         for line in output([f"{PREFIX}readelf", "-sW", path]).splitlines():
             symbol = _SYMBOL.match(line)
             # Mapping symbols come and go with the layout.
-            if not symbol or symbol[4] not in self.moved or symbol[5].startswith("$"):
+            if (not symbol or symbol[4] not in moved or symbol[3] in ("SECTION", "FILE")
+                    or symbol[5].startswith("$")):
                 continue
-            address = int(symbol[1], 16) + self.moved[symbol[4]]
+            address = int(symbol[1], 16) + moved[symbol[4]]
             size, name = int(symbol[2], 0), _NUMBER.sub("", symbol[5])
-            if symbol[3] in ("SECTION", "FILE"):
-                continue
             found.setdefault(address, name)
             if size:
                 self.ends[address] = max(self.ends.get(address, 0), address + size)
