@@ -28,8 +28,9 @@ TOOLS = {"protoc": "protobuf-compiler", "protoc-c": "protobuf-c-compiler",
          "pkg-config": "pkg-config"}
 # What the tests are linked with, and what they and zdtm.py want in the guest.
 LIBRARIES = ("libaio-dev", "libcap-dev", "libnl-3-dev", "libnl-route-3-dev", "libprotobuf-c-dev")
-PACKAGES = (*criu.PACKAGES, "acl", "attr", "libaio1t64", "libcap2-bin", "libnl-route-3-200",
-            "libprotobuf-c1", "make", "psmisc", "python3-protobuf", "python3-yaml")
+PACKAGES = (*criu.PACKAGES, "acl", "attr", "diffutils", "libaio1t64", "libcap2-bin",
+            "libnl-route-3-200", "libprotobuf-c1", "make", "psmisc", "python3-protobuf",
+            "python3-yaml")
 # Of the suite's folders, what zdtm.py does not run.
 LEFT_OUT = ("exhaustive", "javaTests", "jenkins", "others")
 # How long zdtm.py waits for CRIU, in seconds: a minute is too little under emulation for the
