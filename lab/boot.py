@@ -9,8 +9,8 @@ from lab.util import EXIT_TIMEOUT, ROOT, LabError, say
 
 DRIVER = ROOT / "tests/mm-selftests.sh"
 COMPLAINT = "no complaint of the kernel"
-TEST_LIMIT = 900                    # seconds of the guest for one selftest
-BOOT_LIMIT = 2400                   # seconds of the host for all of a boot
+TEST_LIMIT = 1800                   # seconds of the guest for one selftest
+BOOT_LIMIT = 4800                   # seconds of the host for all of a boot
 VALIDATED = ("PTE soft dirty", "PTE swap soft dirty", "PMD soft dirty", "PMD swap soft dirty")
 # Debug messages onto the console, and those of debug_vm_pgtable among them.
 APPEND = 'loglevel=8 dyndbg="file mm/debug_vm_pgtable.c +p"'

@@ -6,6 +6,10 @@
 ip link set lo up
 # maps03 maps 10 GiB and touches little of it.
 echo 1 > /proc/sys/vm/overcommit_memory
+# Lazy restore inside a user namespace wants userfaultfd there.
+echo 1 > /proc/sys/vm/unprivileged_userfaultfd
+# By what systemd makes zdtm.py tells that the freezer is that of cgroup v2.
+mkdir -p /sys/fs/cgroup/user.slice
 cd /root/zdtm/test || exit 1
 if [ "$1" = --swap ]; then
 	shift

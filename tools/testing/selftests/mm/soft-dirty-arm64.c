@@ -69,6 +69,9 @@
 /* An area of mTHPs has no more bytes, which a PMD of 64K pages would have. */
 #define MANY_BYTES	(64UL << 20)
 
+/* Threads write to no more bytes, which are copied and compared in each round. */
+#define WRITTEN_BYTES	(16UL << 20)
+
 /* Of khugepaged while it is not to scan, in ms. */
 #define SCAN_SLEEP	(60 * 60 * 1000)
 
@@ -696,6 +699,8 @@ static const char *make_area(struct __test_metadata *_metadata, struct area *are
 
 	if (huge && !pmd_pages())
 		return "no transparent huge pages";
+	if (size == PMD && kind != ANON && !(shmem_orders & pmd_pages()))
+		return "no folio of a file is that large";
 	*area = (struct area){ .kind = kind, .size = size, .fd = -1, .nr = BASE_PAGES };
 	if (size == TABLE)
 		area->nr = psize() / sizeof(uint64_t);
@@ -2805,6 +2810,8 @@ static void start_writers(struct __test_metadata *_metadata, struct writers *all
 	*all = (struct writers){ .area = area, .nr = area->nr - area->first };
 	if (all->nr > MANY_PAGES)
 		all->nr = MANY_PAGES;
+	if (all->nr > WRITTEN_BYTES / psize())
+		all->nr = WRITTEN_BYTES / psize();
 	all->nr_writers = sysconf(_SC_NPROCESSORS_ONLN);
 	if (all->nr_writers > MAX_WRITERS)
 		all->nr_writers = MAX_WRITERS;

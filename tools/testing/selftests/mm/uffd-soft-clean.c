@@ -26,6 +26,9 @@
 
 #define CLEAN	UFFDIO_COPY_MODE_DONTSOFTDIRTY
 
+/* Seconds: emulators are slow, and a huge page of hugetlb can have 512 MB. */
+#define TIMEOUT	300
+
 #define PAGES	64
 
 enum kind {
@@ -206,7 +209,7 @@ static void write_all(struct __test_metadata *_metadata, struct memory *m)
 }
 
 /* The pages have their contents, are clean, and tell of the first write. */
-TEST_F(uffd, arrives_clean)
+TEST_F_TIMEOUT(uffd, arrives_clean, TIMEOUT)
 {
 	fill(_metadata, &self->m, 0);
 	check(_metadata, &self->m);
@@ -216,7 +219,7 @@ TEST_F(uffd, arrives_clean)
 }
 
 /* Write-protected, too: the first write is told of both ways. */
-TEST_F(uffd, write_protected)
+TEST_F_TIMEOUT(uffd, write_protected, TIMEOUT)
 {
 	fill(_metadata, &self->m, UFFDIO_COPY_MODE_WP);
 	check(_metadata, &self->m);
@@ -229,7 +232,7 @@ TEST_F(uffd, write_protected)
 }
 
 /* Nothing that happens to it afterwards takes it for written, or hides a write. */
-TEST_F(uffd, protected_and_back)
+TEST_F_TIMEOUT(uffd, protected_and_back, TIMEOUT)
 {
 	size_t size = self->m.nr * self->m.page_size;
 
@@ -242,7 +245,7 @@ TEST_F(uffd, protected_and_back)
 	write_all(_metadata, &self->m);
 }
 
-TEST_F(uffd, swapped_out)
+TEST_F_TIMEOUT(uffd, swapped_out, TIMEOUT)
 {
 	size_t swapped = 0;
 
@@ -262,7 +265,7 @@ TEST_F(uffd, swapped_out)
 }
 
 /* A child sees the same, and neither write gets lost. */
-TEST_F(uffd, forked)
+TEST_F_TIMEOUT(uffd, forked, TIMEOUT)
 {
 	int status;
 	pid_t pid;
@@ -297,7 +300,7 @@ static void *write_first_page(void *mem)
 }
 
 /* Whoever waits for the page to write to it does so after it has arrived. */
-TEST_F(uffd, fault_is_waiting)
+TEST_F_TIMEOUT(uffd, fault_is_waiting, TIMEOUT)
 {
 	struct pollfd pollfd = { .fd = self->m.uffd, .events = POLLIN };
 	struct uffdio_range range = {
@@ -323,7 +326,7 @@ TEST_F(uffd, fault_is_waiting)
 }
 
 /* A page that is there already is not touched. */
-TEST_F(uffd, already_there)
+TEST_F_TIMEOUT(uffd, already_there, TIMEOUT)
 {
 	ASSERT_EQ(fill_page(&self->m, 0, 0), 0);
 	EXPECT_EQ(fill_page(&self->m, 0, CLEAN), -1);
@@ -333,7 +336,7 @@ TEST_F(uffd, already_there)
 }
 
 /* For COPY alone, and nothing beyond the modes that there are. */
-TEST_F(uffd, bad_modes)
+TEST_F_TIMEOUT(uffd, bad_modes, TIMEOUT)
 {
 	struct uffdio_zeropage zero = {
 		.range = { (uintptr_t)self->m.mem, self->m.page_size },
