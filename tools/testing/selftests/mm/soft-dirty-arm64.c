@@ -2740,7 +2740,7 @@ TEST_F_TIMEOUT(soft_dirty, write_of_a_moved_page, TIMEOUT)
 	if (is_file(area))
 		SKIP(return, "pages of a file may get copied or write-protected at any time");
 	set_setting("/proc/sys/kernel/numa_balancing", "0");
-	/* There are other reasons for a fault, but not each time. */
+	/* The kernel writes rseq, with a fault of its own, after another task ran: seldom. */
 	for (int i = 0; i < 5 && faults; i++) {
 		for (size_t page = area->first; page < area->nr; page++)
 			write_page(area, page);
