@@ -34,6 +34,8 @@ WIDE = (MAP, OWN_TEST, *GROUP_TESTS)
 ADDRESSES = (("4k", 39), ("4k", 48), ("4k", 52), ("16k", 48), ("16k", 52), ("64k", 48),
              ("64k", 52))
 CPUS = ("cortex-a57", "cortex-a76", "neoverse-n1", "max")
+# Cortex-A57 has no 16K pages. Cortex-A35 has, and no hardware dirty management either.
+CPUS_16K = ("cortex-a35", *CPUS[1:])
 # Of it, what make test runs: of each base, and with and without hardware dirty management.
 SOME_WIDE = (("7.3", "cortex-a57"), ("7.3", "max"), ("6.12", "neoverse-n1"))
 KINDS = {"no debugging": {}, "debug": {"debug": True}, "KASAN": {"extra": "kasan"}}
@@ -96,12 +98,13 @@ def narrow(everything):
 
 def wide():
     """The boots of the wide matrix: all of it on 7.3, each page size and kind on 6.12."""
+    cpus = {page: CPUS_16K if page == "16k" else CPUS for page, _ in ADDRESSES}
     chosen = [Boot(Kernel("7.3", page, va=va, **options), cpu, WIDE)
-              for page, va in ADDRESSES for options in KINDS.values() for cpu in CPUS]
+              for page, va in ADDRESSES for options in KINDS.values() for cpu in cpus[page]]
     chosen += [Boot(Kernel("6.12", page, **KINDS[name]), cpu, WIDE)
                for page, name in (*(("4k", name) for name in KINDS), ("16k", "debug"),
                                   ("64k", "debug"))
-               for cpu in (CPUS[0], CPUS[-1])]
+               for cpu in (cpus[page][0], cpus[page][-1])]
     return chosen
 
 
