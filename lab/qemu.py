@@ -292,7 +292,8 @@ def _explain(result, ended, log, timeout):
         say(f"the kernel complained, {len(result.splats)} lines; {place}")
     if ended == "timeout":
         print(tail(result.console, 15), file=sys.stderr)
-        say(f"no end after {timeout}s: killed; {place}")
+        silent = "" if log else ", and the kernel printed nothing: has the CPU its page size?"
+        say(f"no end after {timeout}s{silent}: killed; {place}")
     elif result.status == EXIT_DIED:
         print(tail(result.console, 15), file=sys.stderr)
         why = "it ended without reporting a status" if ended == "exit" else ended
