@@ -2669,7 +2669,7 @@ static bool cpu_records_writes(struct __test_metadata *_metadata)
 	return !before;
 }
 
-/* Write a page. Returns the faults that this takes, without those of the test's own memory. */
+/* Write a page. Returns the faults from just before the store to just after, rseq's included. */
 static long write_and_count_faults(struct area *area, size_t page)
 {
 	unsigned char value = ++area->pages[page].value;
